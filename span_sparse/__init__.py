@@ -1,0 +1,1 @@
+"""Sparse Pyramid Attention Networks for whole-slide images."""
