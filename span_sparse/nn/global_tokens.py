@@ -1,0 +1,76 @@
+"""What do the global tokens of a slide start from?
+
+Each token of the list is one row in input space, before any projection:
+
+    max, mean, std   over the slide's own patches (std unbiased; zero for a slide of one patch)
+    fixσ             a random row, drawn once when the model is built, e.g. `fix1e-4`
+    lrnσ             the same, learned
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from span_sparse.errors import ConfigError
+
+_SEEDED = re.compile(r"(fix|lrn)(\d+(?:\.\d*)?(?:e[+-]?\d+)?)")
+_STATISTICS = ("max", "mean", "std")
+
+
+class GlobalTokens(nn.Module):
+    """The initial global tokens of every slide.
+
+    Args:
+        channels: width of the input features.
+        kinds: one entry a token, see the module's docstring.
+
+    Raises:
+        ConfigError: no token, or an unknown kind.
+    """
+
+    def __init__(self, channels: int, kinds: list[str]) -> None:
+        super().__init__()
+        if not kinds:
+            raise ConfigError("tokens: at least one global token is needed, for example ['lrn1e-4']")
+        self.kinds = tuple(kinds)
+        self.learned = nn.ParameterList()
+        for position, kind in enumerate(kinds):
+            seeded = _SEEDED.fullmatch(kind)
+            if seeded is None and kind not in _STATISTICS:
+                raise ConfigError(
+                    f"tokens: unknown kind {kind!r}; expected max, mean, std, or fix/lrn followed by a standard "
+                    "deviation such as lrn1e-4"
+                )
+            if seeded is not None:
+                row = torch.randn(channels) * float(seeded[2])
+                if seeded[1] == "lrn":
+                    self.learned.append(nn.Parameter(row))
+                else:
+                    self.register_buffer(f"fixed_{position}", row)
+
+    def forward(
+        self, features: Float[Tensor, "tokens channels"], counts: tuple[int, ...]
+    ) -> Float[Tensor, "slides globals channels"]:
+        """The tokens, in the order of `kinds`; `counts` gives the rows of each slide."""
+        learned = iter(self.learned)
+        tokens = [self._token(position, learned, features, counts) for position in range(len(self.kinds))]
+        return torch.stack(tokens, dim=1)
+
+    def _token(self, position: int, learned: object, features: Tensor, counts: tuple[int, ...]) -> Tensor:
+        kind = self.kinds[position]
+        if kind not in _STATISTICS:
+            row = next(learned) if kind.startswith("lrn") else getattr(self, f"fixed_{position}")  # pyright: ignore[reportArgumentType, reportCallIssue]
+            return row.expand(len(counts), -1)
+        return torch.stack([_statistic(kind, rows) for rows in features.split(counts)])
+
+
+def _statistic(kind: str, rows: Float[Tensor, "tokens channels"]) -> Float[Tensor, " channels"]:
+    if kind == "max":
+        return rows.amax(dim=0)
+    if kind == "mean":
+        return rows.mean(dim=0)
+    return rows.std(dim=0) if len(rows) > 1 else torch.zeros_like(rows[0])
