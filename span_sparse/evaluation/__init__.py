@@ -1,0 +1,1 @@
+"""Prediction tables in; figures, intervals, pictures and files out. Reads tables, never models."""
