@@ -1,0 +1,22 @@
+"""Slides: open, resolution, tissue, lattice cells. `qc_picture` is imported by its own name (it loads matplotlib)."""
+
+from span_sparse.wsi.mpp import check_resolution, resolve_mpp
+from span_sparse.wsi.openslide_reader import open_slide
+from span_sparse.wsi.reader import SlideReader, pick_level
+from span_sparse.wsi.thumbnail import read_thumbnail
+from span_sparse.wsi.tiling import tissue_cells
+from span_sparse.wsi.tissue import TissueMask, TissueSettings, find_tissue, segment_tissue
+
+__all__ = [
+    "SlideReader",
+    "TissueMask",
+    "TissueSettings",
+    "check_resolution",
+    "find_tissue",
+    "open_slide",
+    "pick_level",
+    "read_thumbnail",
+    "resolve_mpp",
+    "segment_tissue",
+    "tissue_cells",
+]

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from span_sparse.cli.inspect import build_parser, run
+from span_sparse.errors import MppError, TissueNotFoundError
+
+SLIDES = Path(__file__).parents[3] / "shared" / "slides"
+
+
+def inspect(*words: object) -> int:
+    return run(build_parser().parse_args([str(word) for word in words]))
+
+
+def write_slide(path: Path, colour: tuple[int, int, int], mpp: float) -> Path:
+    picture = np.full((500, 700, 3), 245, np.uint8)
+    picture[100:400, 100:600] = colour
+    tifffile.imwrite(
+        path, picture, tile=(64, 64), photometric="rgb", resolution=(1e4 / mpp, 1e4 / mpp), resolutionunit="CENTIMETER"
+    )
+    return path
+
+
+def test_prints_what_was_found_and_writes_the_picture(tmp_path, capsys):
+    slide = write_slide(tmp_path / "a.tiff", (200, 120, 170), 0.5)
+    assert inspect(slide, "--patch-size", 50, "--output", tmp_path / "new") == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "generic-tiff",
+        "700 × 500 px",
+        "0.5 µm/px",
+        "tiff-resolution",
+        "60 of 10 × 14 cells",
+        "50 px = 25 µm",
+    ):
+        assert text in shown
+    assert (tmp_path / "new" / "a.tiff_qc.png").stat().st_size > 1000
+
+
+def test_mpp_of_the_user_wins(tmp_path, capsys):
+    slide = write_slide(tmp_path / "a.tiff", (200, 120, 170), 264.6)
+    with pytest.raises(MppError, match="implausible"):
+        inspect(slide, "--output", tmp_path)
+    assert inspect(slide, "--mpp", 1, "--target-mpp", 1, "--patch-size", 10, "--output", tmp_path) == 0
+    assert "source: cohort" in capsys.readouterr().out
+
+
+def test_without_tissue_the_picture_is_still_written(tmp_path, capsys):
+    slide = write_slide(tmp_path / "blank.tiff", (245, 245, 245), 0.5)
+    with pytest.raises(TissueNotFoundError, match=r"blank\.tiff"):
+        inspect(slide, "--output", tmp_path)
+    assert (tmp_path / "blank.tiff_qc.png").exists()
+    assert "0 mm²" in capsys.readouterr().out
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not SLIDES.is_dir(), reason="the real slides are not here")
+def test_real_slides(tmp_path, capsys):
+    assert inspect(SLIDES / "CMU-1-Small-Region.svs", "--output", tmp_path) == 0
+    assert "224 px = 111.78 µm" in capsys.readouterr().out
+    dicom = SLIDES / "camelyon-node-overview.dcm"
+    with pytest.raises(MppError, match=r"--target-mpp 28\.97"):
+        inspect(dicom, "--output", tmp_path)
+    assert "28.9685 µm/px" in capsys.readouterr().out
+    assert inspect(dicom, "--target-mpp", 28.97, "--patch-size", 16, "--output", tmp_path) == 0
