@@ -1,9 +1,9 @@
 """What do the predictions of a split look like?
 
 Two pictures: the ROC curve (two classes: one curve with a pointwise bootstrap band; more: one curve per class against
-the rest) and the confusion matrix (slides, and share of the true class). Colours are those of Okabe and Ito, told apart by
-every kind of colour vision; curves differ in their dashes too. The number of slides and cases stands in every picture:
-without it a curve of seven slides looks as sure as one of seven hundred.
+the rest) and the confusion matrix (slides, and share of the true class). Colours are those of Okabe and Ito, told apart
+by every kind of colour vision; curves differ in their dashes too. The number of slides and patients stands in every
+picture: without it a curve of seven slides looks as sure as one of seven hundred.
 
 Figures are drawn on the Agg canvas without pyplot, so that nothing here needs a display or keeps global state.
 """
@@ -84,7 +84,10 @@ def roc_figure(
             ylabel=f"True positive rate (sensitivity){positive}",
         )  # fmt: skip
         axes.grid(color="0.9", linewidth=0.7)
-        axes.legend(loc="lower right", framealpha=0.95)
+        if len(table.class_names) == 2:
+            axes.legend(loc="lower right", framealpha=0.95)
+        else:
+            figure.legend(loc="outside lower center", ncols=1 if len(classes) < 5 else 2, fontsize=9)
     return figure
 
 
@@ -110,8 +113,11 @@ def confusion_figure(table: PredictionTable, *, title: str) -> Figure | None:
         image = axes.imshow(shares, cmap="cividis", vmin=0.0, vmax=1.0)
         for (row, column), share in np.ndenumerate(shares):
             shown = f"{counts[row, column]}\n{share:.0%}" if totals[row, 0] else "0\n–"
-            axes.text(column, row, shown, ha="center", va="center", color="black" if share > 0.5 else "white")
-        axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 10 else 35, ha="center")
+            axes.text(column, row, shown, ha="center", va="center", color="black" if share > 0.45 else "white")
+        if max(map(len, names)) <= 11:
+            axes.set_xticks(range(len(names)), names)
+        else:
+            axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
         rows = [f"{name}\nn = {total}" for name, total in zip(names, totals[:, 0], strict=True)]
         axes.set_yticks(range(len(names)), rows)
         axes.set(title=title, xlabel=f"Predicted class\n{_counts(labelled)}", ylabel="True class")
@@ -136,7 +142,7 @@ def write_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
         buffer = io.BytesIO()
         metadata = {"Date": None} if target.suffix == ".svg" else {"Software": None}
         with mpl.rc_context(_STYLE):
-            figure.savefig(buffer, format=target.suffix[1:], metadata=metadata)
+            figure.savefig(buffer, format=target.suffix[1:], metadata=metadata, bbox_inches="tight", pad_inches=0.1)
         write_atomically(target, buffer.getvalue())
     return written
 
@@ -172,8 +178,9 @@ def _true_rates(positive: NDArray[np.bool_], scores: NDArray[np.float64], weight
     true_rate = np.cumsum((weights * positive)[order])[last_of_tie]
     false_rate = np.cumsum((weights * ~positive)[order])[last_of_tie]
     true_rate, false_rate = np.r_[0.0, true_rate / true_rate[-1]], np.r_[0.0, false_rate / false_rate[-1]]
-    upper = np.r_[np.diff(false_rate) > 0, True]
-    return np.interp(_GRID, false_rate[upper], true_rate[upper])
+    # Where several points share a false positive rate, the interval to the right of x starts at the last, upper one;
+    # the shift makes rates equal to a grid point but for rounding fall on the same side.
+    return np.interp(_GRID + 1e-12, false_rate, true_rate)
 
 
 def _counts(labelled: PredictionTable) -> str:
@@ -182,5 +189,5 @@ def _counts(labelled: PredictionTable) -> str:
 
 
 def _short(name: str) -> str:
-    """A class name that fits beside an axis."""
-    return name if len(name) <= 24 else name[:23] + "…"
+    """A class name that fits beside an axis and is not taken for a formula."""
+    return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")

@@ -1,9 +1,9 @@
 """Which files does an evaluation leave behind?
 
 `predictions.csv` always. With labels also `metrics.json` (`{"<split>": {...}}`), and for one split `roc` and
-`confusion` as PNG and SVG. Files of an earlier evaluation in the same folder that this one does not write are removed: a stale ROC
-curve beside new predictions is worse than none. `metrics.json` comes last, so that its presence says the folder is
-complete.
+`confusion` as PNG and SVG. Files of an earlier evaluation in the same folder that this one does not write are removed:
+a stale ROC curve beside new predictions is worse than none. `metrics.json` comes last, so that its presence says the
+folder is complete.
 """
 
 from __future__ import annotations
