@@ -1,0 +1,166 @@
+"""How do a store, a cohort table and a split become loaders for training, validation and test?
+
+Everything that can be wrong with the data is found in `setup`, before the first step: a patient on two sides of a
+split, a class without training slides, slides that are missing in the store, features of two encoders.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from torch.utils.data import DataLoader
+
+from span_sparse.cohort import CohortTable, read_cohort
+from span_sparse.datasets.batch import NO_LABEL, SlideSample, collate
+from span_sparse.datasets.samplers import EvaluationSampler, TrainingSampler
+from span_sparse.datasets.slide_dataset import SlideDataset, SlideItem
+from span_sparse.datasets.task import ClassificationTask
+from span_sparse.errors import CohortError, ConfigError, StoreError
+from span_sparse.store import FeatureStore
+
+SPLITS = ("train", "val", "test")
+
+
+class SlideDataModule(lightning.LightningDataModule):
+    """Slides of a store with labels and splits of a cohort table.
+
+    Args:
+        store: folder of the feature store (`span extract` writes it).
+        cohort: CSV with `slide_id, case_id`, the label and the split.
+        label: column of the class names.
+        split: column with `train`, `val` or `test` for every slide; slides without a value are left out.
+        class_names: order of the classes; by default sorted names. The last one is the positive class of a binary task.
+        batch_size: slides a step and process.
+        num_workers: processes that read ahead; 0 reads in the training process.
+        augment: random symmetry of the square for every training slide in every epoch.
+        cache_mib: memory for slides that have been read once, per process, in MiB.
+        seed: of the order of the slides and of the augmentation.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        cohort: str,
+        *,
+        label: str = "label",
+        split: str = "split",
+        class_names: list[str] | None = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        augment: bool = True,
+        cache_mib: float = 1024,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ConfigError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0")
+        self.store_path, self.cohort_path = Path(store), Path(cohort)
+        self.label_column, self.split_column = label, split
+        self.class_names = class_names
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.augment, self.cache_mib, self.seed = augment, cache_mib, seed
+        self._task: ClassificationTask | None = None
+        self._datasets: dict[str, SlideDataset] = {}
+
+    @property
+    def task(self) -> ClassificationTask:
+        """What a model trained on these data is for; known after `setup`."""
+        if self._task is None:
+            self.setup()
+        assert self._task is not None
+        return self._task
+
+    def items(self, split: str) -> tuple[SlideItem, ...]:
+        """The slides of a split, in the order of the cohort table."""
+        return self._datasets[split].items if split in self._datasets else ()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the table, checks it against the store and builds the data sets; idempotent."""
+        if self._task is not None:
+            return
+        cohort, store = read_cohort(self.cohort_path), FeatureStore(self.store_path)
+        cohort.check_no_leakage(self.split_column)
+        split_of = cohort.splits(self.split_column)
+        label_of = cohort.labels(self.label_column)
+        missing = [slide for slide in split_of if not store.has(slide)]
+        if missing:
+            raise StoreError(
+                f"{self.store_path}: {len(missing)} of {len(split_of)} slides of {self.cohort_path} are not in the "
+                f"store, first {missing[0]!r}; run `span extract` again (it resumes), or clear their {self.split_column!r}"
+            )
+        class_names = self._class_names(cohort, split_of, label_of)
+        for split in SPLITS:
+            items = [
+                SlideItem(slide, cohort.case_of(slide), self._label_index(class_names, slide, label_of[slide], split))
+                for slide, value in split_of.items()
+                if value == split
+            ]
+            seed = self.seed if split == "train" and self.augment else None
+            if items:
+                self._datasets[split] = SlideDataset(store, items, augment_seed=seed, cache_mib=self.cache_mib)
+        if "train" not in self._datasets or "val" not in self._datasets:
+            raise CohortError(
+                f"{self.cohort_path}: column {self.split_column!r} must put slides into train and val, "
+                f"found {sorted(set(split_of.values()))}"
+            )
+        encoder, lattice = store.common_identity(list(split_of))
+        self._task = ClassificationTask(class_names, encoder, lattice)
+
+    def _class_names(
+        self, cohort: CohortTable, split_of: dict[str, str], label_of: dict[str, str | None]
+    ) -> tuple[str, ...]:
+        training = {label_of[slide] for slide, split in split_of.items() if split == "train"} - {None}
+        names = tuple(self.class_names) if self.class_names else tuple(sorted(str(name) for name in training))
+        empty = [name for name in names if name not in training]
+        if empty or len(names) < 2:
+            raise CohortError(
+                f"{cohort.path}: column {self.label_column!r} needs training slides of at least two classes; "
+                f"found {sorted(str(name) for name in training)}" + (f", none of {empty}" if empty else "")
+            )
+        return names
+
+    def _label_index(self, names: tuple[str, ...], slide: str, label: str | None, split: str) -> int:
+        if label in names:
+            return names.index(label)
+        if label is None and split == "test":
+            return NO_LABEL
+        raise CohortError(
+            f"{self.cohort_path}: slide {slide!r} of split {split} has the label {label!r} in column "
+            f"{self.label_column!r}, expected one of {list(names)}; correct it or clear its {self.split_column!r}"
+        )
+
+    def train_dataloader(self) -> DataLoader[SlideSample]:
+        """Shuffled training slides."""
+        dataset = self._datasets["train"]
+        rank, world_size = self._rank()
+        return self._loader(dataset, TrainingSampler(len(dataset), seed=self.seed, rank=rank, world_size=world_size))
+
+    def val_dataloader(self) -> DataLoader[SlideSample]:
+        """Validation slides, in order."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[SlideSample]:
+        """Test slides, in order."""
+        if "test" not in self._datasets:
+            raise CohortError(f"{self.cohort_path}: column {self.split_column!r} puts no slide into test")
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: str) -> DataLoader[SlideSample]:
+        dataset = self._datasets[split]
+        rank, world_size = self._rank()
+        return self._loader(dataset, EvaluationSampler(len(dataset), rank=rank, world_size=world_size))
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _loader(self, dataset: SlideDataset, sampler: Any) -> DataLoader[SlideSample]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+        )

@@ -1,0 +1,85 @@
+"""How does a slide of the store become a sample?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Dataset
+
+from span_sparse.datasets.augment import square_symmetry
+from span_sparse.datasets.batch import NO_LABEL, SlideSample
+from span_sparse.store import FeatureStore
+
+
+class SlideItem(NamedTuple):
+    """A slide of a data set: who it is and what it is.
+
+    Attributes:
+        slide_id: the store's name of the slide.
+        case_id: the patient.
+        label: class index or `NO_LABEL`.
+    """
+
+    slide_id: str
+    case_id: str
+    label: int = NO_LABEL
+
+
+class EpochIndex(NamedTuple):
+    """A request for a slide in one epoch; the epoch seeds its augmentation."""
+
+    slide: int
+    epoch: int
+
+
+class SlideDataset(Dataset[SlideSample]):
+    """Slides of a store.
+
+    Asked with a plain index, gives the slide as stored; asked with an `EpochIndex`, a random symmetry of it that
+    depends on seed, epoch and index alone, so that neither the number of workers nor of processes changes what is seen.
+
+    Args:
+        store: where the features are.
+        items: the slides.
+        augment_seed: None switches augmentation off.
+        cache_mib: slides are kept in memory until this many MiB are used; the rest is read each time.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        items: Sequence[SlideItem],
+        *,
+        augment_seed: int | None = None,
+        cache_mib: float = 0,
+    ) -> None:
+        self.store = store
+        self.items = tuple(items)
+        self.augment_seed = augment_seed
+        self._cache: dict[int, SlideSample] = {}
+        self._cache_bytes_left = cache_mib * 2**20
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, request: int | EpochIndex) -> SlideSample:
+        index, epoch = (request.slide, request.epoch) if isinstance(request, EpochIndex) else (request, None)
+        sample = self._cache.get(index) or self._read(index)
+        if epoch is None or self.augment_seed is None:
+            return sample
+        generator = torch.Generator().manual_seed(hash((self.augment_seed, epoch, index)) % 2**63)
+        symmetry = int(torch.randint(8, (), generator=generator))
+        return SlideSample(index, sample.features, square_symmetry(sample.grid, symmetry), sample.label)
+
+    def _read(self, index: int) -> SlideSample:
+        record = self.store.read(self.items[index].slide_id)
+        sample = SlideSample(
+            index, torch.from_numpy(record.features), torch.from_numpy(record.grid), self.items[index].label
+        )
+        num_bytes = record.features.nbytes + record.grid.nbytes
+        if num_bytes <= self._cache_bytes_left:
+            self._cache[index] = sample
+            self._cache_bytes_left -= num_bytes
+        return sample

@@ -1,0 +1,109 @@
+"""Window and global attention against dense loops, and their gradients."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from span_sparse.nn import window_attention
+from span_sparse.nn.global_attention import Projections, global_attention
+from span_sparse.nn.global_tokens import GlobalTokens
+from span_sparse.nn.positions import RelativePositionBias
+from span_sparse.nn.window_attention import gathered_attention, union_window_attention
+from span_sparse.sparse import SparseSites, make_sites, window_maps
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
+import dense_span
+
+IMPLEMENTATIONS = [union_window_attention, gathered_attention]
+
+
+def slide_sites(num_patches: int, side: int) -> SparseSites:
+    cells = torch.randperm(side * side)[:num_patches]
+    coords = torch.stack([torch.zeros_like(cells), cells // side, cells % side], dim=1).int()
+    return make_sites(coords, 1)[0]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("window_size", "num_patches", "side"), [(1, 40, 9), (2, 1, 5), (3, 120, 14), (4, 60, 31)])
+def test_equals_the_dense_definition(implementation, window_size: int, num_patches: int, side: int) -> None:
+    sites = slide_sites(num_patches, side)
+    maps = window_maps(sites, window_size)
+    positions = RelativePositionBias(2, window_size, std=1.0).double()
+    q, k, v = (torch.randn(num_patches, 2, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    ours = implementation(q, k, v, positions(), maps)
+    expected = dense_span.union_attention(q, k, v, sites.coords[:, 1:].long(), positions.table, window_size)
+    torch.testing.assert_close(ours, expected)
+    probe = torch.randn_like(ours)
+    leaves = [q, k, v, positions.table]
+    for mine, theirs in zip(
+        torch.autograd.grad((ours * probe).sum(), leaves),
+        torch.autograd.grad((expected * probe).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradcheck(implementation) -> None:
+    sites = slide_sites(11, 7)
+    maps = window_maps(sites, 2)
+    q, k, v = (torch.randn(11, 1, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    bias = torch.randn(1, 16, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *rows: implementation(*rows, maps), (q, k, v, bias))
+
+
+def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = window_maps(slide_sites(90, 14), 3)
+    q, k, v = (torch.randn(90, 2, 4) for _ in range(3))
+    whole = union_window_attention(q, k, v, None, maps)
+    monkeypatch.setattr(window_attention, "CHUNK_ELEMENTS", 1)
+    torch.testing.assert_close(union_window_attention(q, k, v, None, maps), whole)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    maps = window_maps(slide_sites(50, 9), 2)
+    q, k, v = (torch.randn(50, 1, 4, requires_grad=True) for _ in range(3))
+    output = union_window_attention(q * 1e3, k * 1e3, v, None, maps)
+    output.sum().backward()
+    torch.testing.assert_close(output, gathered_attention(q * 1e3, k * 1e3, v, None, maps), rtol=1e-4, atol=1e-4)
+    assert all(torch.isfinite(rows.grad).all() for rows in (q, k, v) if rows.grad is not None)
+
+
+@pytest.mark.parametrize("num_globals", [1, 3])
+def test_global_exchange_equals_full_attention(num_globals: int) -> None:
+    counts, channels, heads = (7, 1, 4), 6, 2
+    projections = Projections(*(nn.Linear(channels, channels).double() for _ in range(3)))
+    local = torch.randn(sum(counts), channels, dtype=torch.float64)
+    glob = torch.randn(3, num_globals, channels, dtype=torch.float64)
+    from_globals, for_globals = global_attention(local, glob, projections, heads, counts)
+    assert from_globals is not None
+    start = 0
+    for slide, count in enumerate(counts):
+        rows = torch.cat([local[start : start + count], glob[slide]])
+        q, k, v = (linear(rows).unflatten(1, (heads, -1)) for linear in projections)
+        read = dense_span.full_attention(q[:count], k[count:], v[count:]).flatten(1)
+        write = dense_span.full_attention(q[count:], k, v).flatten(1)
+        torch.testing.assert_close(from_globals[start : start + count], read)
+        torch.testing.assert_close(for_globals[slide], write)
+        start += count
+    nothing, same = global_attention(local, glob, projections, heads, counts, read_by_locals=False)
+    assert nothing is None
+    torch.testing.assert_close(same, for_globals)
+
+
+def test_global_tokens_start_from_what_they_say() -> None:
+    features = torch.tensor([[1.0, 5.0], [3.0, 1.0], [7.0, 7.0]])
+    tokens = GlobalTokens(2, ["max", "mean", "std", "fix2", "lrn0.5"])
+    result = tokens(features, (2, 1))
+    assert result.shape == (2, 5, 2)
+    assert result[0, :2].tolist() == [[3, 5], [2, 3]]
+    torch.testing.assert_close(result[0, 2], torch.tensor([2**0.5, 8**0.5]))
+    assert result[1, :3].tolist() == [[7, 7], [7, 7], [0, 0]]
+    assert torch.equal(result[0, 3:], result[1, 3:])
+    assert len(list(tokens.parameters())) == 1
+    assert torch.equal(result[0, 3], tokens.state_dict()["fixed_3"])
