@@ -49,6 +49,7 @@ class FeatureStore:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self._resolved = self.path.resolve()
         self._verified: dict[str, _Generation] = {}
         _check_root(self.path)
 
@@ -208,8 +209,9 @@ class FeatureStore:
 
     def _check_inside(self, path: Path) -> None:
         """Refuse a file that a link takes out of the store."""
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise StoreError(f"{path} is a link that leads out of the store, to {path.resolve()}; refused")
+        resolved = path.resolve()
+        if not resolved.is_relative_to(self._resolved):
+            raise StoreError(f"{path} leads out of the store through a link, to {resolved}; refused")
 
 
 def identity_differences(first: SlideMetadata, second: SlideMetadata) -> list[str]:

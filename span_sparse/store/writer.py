@@ -202,8 +202,14 @@ def _exchange(first: Path, second: Path) -> bool:
 def _move_away(final: Path, temporary: Path) -> None:
     old = _temporary(final.parent)
     final.rename(old)
-    temporary.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not final.exists():
+            old.rename(final)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _temporary(root: Path) -> Path:
