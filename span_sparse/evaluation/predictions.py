@@ -54,6 +54,11 @@ class PredictionTable:
     class_names: tuple[str, ...]
     source: str
 
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, *, source: str = "prediction table") -> PredictionTable:
+        """Validates a frame; the same as `parse_predictions`."""
+        return parse_predictions(frame, source=source)
+
     @property
     def num_slides(self) -> int:
         """Rows of the table."""

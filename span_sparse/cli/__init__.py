@@ -1,0 +1,1 @@
+"""The commands `span` and `lightning`: parse, call, print; exit codes and one-line errors."""
