@@ -41,7 +41,7 @@ def run(args: Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from span_sparse.store import FeatureStore, validate_store
+    from span_sparse.store import FeatureStore, Problem, validate_store
 
     console = Console(highlight=False)
     store = FeatureStore(args.store)
@@ -51,6 +51,8 @@ def run(args: Namespace) -> int:
     problems = validate_store(args.store)
     if args.cohort is not None:
         problems += _compare(store, args.cohort)
+    if not store.slide_ids and not problems:
+        problems = [Problem(None, "the store holds no slides; run `span extract` first")]
     if not problems:
         console.print(_summary(store), soft_wrap=True)
         return 0
@@ -74,8 +76,6 @@ def _compare(store: FeatureStore, cohort_path: Path) -> list[Problem]:
 
 def _summary(store: FeatureStore) -> str:
     slide_ids = store.slide_ids
-    if not slide_ids:
-        return "ok: 0 slides"
     encoder, spec = store.common_identity()
     num_patches = sum(store.metadata(slide_id).num_patches for slide_id in slide_ids)
     return (
