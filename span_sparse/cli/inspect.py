@@ -35,6 +35,7 @@ def run(args: Namespace) -> int:
 
     Raises:
         SlideError: the slide cannot be opened or read, or holds no tissue (its picture is still written).
+        LatticeError: it is smaller than a patch.
         MppError: its resolution is missing, implausible or coarser than the target.
     """
     from rich.console import Console
@@ -42,7 +43,7 @@ def run(args: Namespace) -> int:
     from span_sparse.grid import LatticeSpec
     from span_sparse.wsi import TissueSettings, check_resolution, open_slide, resolve_mpp, segment_tissue, tissue_cells
     from span_sparse.wsi.qc_picture import write_qc_picture
-    from span_sparse.wsi.tissue import require_cells, require_tissue
+    from span_sparse.wsi.tissue import require_cells, require_room, require_tissue
 
     console = Console(highlight=False)
     spec, settings = LatticeSpec(args.patch_size, args.target_mpp), TissueSettings()
@@ -66,6 +67,7 @@ def run(args: Namespace) -> int:
             table.add_row("picture", str(picture))
         finally:
             console.print(table)
+        require_room(reader, lattice)
         require_tissue(tissue, settings, reader.path)
         require_cells(grid, lattice, reader)
     return 0

@@ -10,6 +10,7 @@ Resuming is not a mode: a slide that is complete in the store, from the same fil
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from span_sparse.extract.process_list import (
     write_process_list,
 )
 from span_sparse.extract.slide_extraction import ExtractionSettings, SlideExtraction, SlideTask
+from span_sparse.extract.store_guard import clean_store
 from span_sparse.extract.workers import WorkerDeath, run_tasks
 from span_sparse.grid import LatticeSpec
 from span_sparse.store import FeatureStore
@@ -80,14 +82,17 @@ def extract_cohort(
     _check_settings(settings, encoder, workers, limit)
     if not slides_dir.is_dir():
         raise SlideError(f"{slides_dir}: no such folder of slides")
-    _prepare_store(store, settings, encoder, overwrite=overwrite, dry_run=dry_run)
     slide_ids = cohort.slide_ids[:limit]
     tasks, missing = _find_slides(cohort, slide_ids, slides_dir)
     work = SlideExtraction(store, settings, encoder, overwrite=overwrite, dry_run=dry_run)
     process_list = process_list_path(store)
     rows = {row.slide_id: row for row in read_process_list(process_list)}
     statuses: dict[str, SlideStatus] = {}
-    with _Display(console, len(slide_ids)) as display:
+    with ExitStack() as stack:
+        if not dry_run:
+            stack.enter_context(clean_store(store))
+        _refuse_other_settings(store, settings, encoder, overwrite=overwrite)
+        display = stack.enter_context(_Display(console, len(slide_ids)))
         for status in _outcomes(work, tasks, missing, workers, display):
             before = rows.pop(status.slide_id, None)
             if status.resumed and before is not None and before.status == DONE:
@@ -116,17 +121,11 @@ def _check_settings(settings: ExtractionSettings, encoder: PatchEncoder, workers
         )
 
 
-def _prepare_store(
-    path: Path, settings: ExtractionSettings, encoder: PatchEncoder, *, overwrite: bool, dry_run: bool
-) -> None:
-    """Create the store, or refuse one whose slides were made with other settings."""
-    if dry_run and not path.exists():
+def _refuse_other_settings(path: Path, settings: ExtractionSettings, encoder: PatchEncoder, *, overwrite: bool) -> None:
+    """Slides made with other settings are overwritten on request, never mixed with new ones by accident."""
+    if overwrite or not path.exists():
         return
-    store = FeatureStore(path) if dry_run else FeatureStore.create(path)
-    if not dry_run:
-        store.remove_leftovers()
-    if overwrite:
-        return
+    store = FeatureStore(path)
     for slide_id in store.slide_ids:
         if differences := settings.differences(store.metadata(slide_id), encoder):
             raise StoreError(
@@ -199,4 +198,5 @@ class _Display:
     def show(self, status: SlideStatus) -> None:
         self._progress.advance(self._task)
         if status.status == FAILED and self._console is not None:
-            self._progress.console.print(f"[red]failed[/] {escape(status.slide_id)}: {escape(status.error)}")
+            line = f"[red]failed[/] {escape(status.slide_id)}: {escape(status.error)}"
+            self._progress.console.print(line, soft_wrap=True)

@@ -30,13 +30,13 @@ from span_sparse.wsi import (
     TissueMask,
     TissueSettings,
     check_resolution,
-    find_tissue,
     open_slide,
     resolve_mpp,
+    segment_tissue,
     tissue_cells,
 )
 from span_sparse.wsi.reader import RESAMPLING
-from span_sparse.wsi.tissue import require_cells
+from span_sparse.wsi.tissue import require_cells, require_room, require_tissue
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,9 @@ class SlideExtraction:
                 return SlideStatus(task.slide_id, DONE, num_patches=stored.num_patches, resumed=True)
             if self.dry_run:
                 return SlideStatus(task.slide_id, PENDING)
-            tissue = find_tissue(slide, slide_mpp, self.settings.tissue)
+            tissue = segment_tissue(slide, slide_mpp, self.settings.tissue)
+            require_room(slide, lattice)
+            require_tissue(tissue, self.settings.tissue, slide.path)
             grid = tissue_cells(tissue, lattice, slide.width_px0, slide.height_px0, self.settings.min_tissue_fraction)
             require_cells(grid, lattice, slide)
             record = SlideRecord(

@@ -70,6 +70,11 @@ def _first_source(reader: SlideReader, cohort_mpp: float | None) -> tuple[float,
 def check_resolution(reader: SlideReader, slide_mpp: float, spec: LatticeSpec) -> None:
     """Refuse patches finer than the slide: enlarging shows no detail that the slide does not hold.
 
+    Args:
+        reader: an open slide.
+        slide_mpp: µm per pixel of level 0, from `resolve_mpp`.
+        spec: patch size and resolution asked for.
+
     Raises:
         MppError: the slide is more than 5 % coarser than the target resolution.
     """

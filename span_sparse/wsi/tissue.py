@@ -23,7 +23,7 @@ from scipy.ndimage import median_filter
 from skimage.filters import threshold_otsu
 from skimage.measure import label
 
-from span_sparse.errors import TissueNotFoundError
+from span_sparse.errors import LatticeError, TissueNotFoundError
 from span_sparse.grid import Lattice
 from span_sparse.wsi.reader import SlideReader
 from span_sparse.wsi.thumbnail import read_thumbnail
@@ -120,6 +120,15 @@ def require_tissue(tissue: TissueMask, settings: TissueSettings, path: Path) -> 
             f"{path}: no tissue found (no piece of at least {settings.min_object_mm2:g} mm² with a colour saturation "
             f"above {tissue.threshold:.3f}, at {tissue.mpp:.3g} µm/px); look at the slide with `span inspect`, "
             "and leave it out if it is empty"
+        )
+
+
+def require_room(reader: SlideReader, lattice: Lattice) -> None:
+    """Raise `LatticeError` for a slide on which not one whole cell fits."""
+    if 0 in lattice.shape(reader.width_px0, reader.height_px0):
+        raise LatticeError(
+            f"{reader.path}: {reader.width_px0} × {reader.height_px0} px is less than one patch of "
+            f"{lattice.step_px0} px ({lattice.step_um:.4g} µm); choose a smaller patch size or leave it out"
         )
 
 

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from span_sparse.errors import StoreError
+from span_sparse.extract.store_guard import clean_store
+from span_sparse.store import FeatureStore
+from span_sparse.store.naming import TEMPORARY_PREFIX
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
+    store = tmp_path / "store"
+    FeatureStore.create(store)
+    leftover = store / f"{TEMPORARY_PREFIX}abc"
+    leftover.mkdir()
+    with clean_store(store):
+        assert not leftover.exists()
+        leftover.mkdir()  # now a slide under construction
+        with clean_store(store):
+            assert leftover.exists()
+        assert leftover.exists()
+    with clean_store(store):
+        assert not leftover.exists()
+
+
+def test_creates_a_store_and_refuses_another_folder(tmp_path):
+    with clean_store(tmp_path / "deep" / "store"):
+        assert FeatureStore(tmp_path / "deep" / "store").slide_ids == ()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.doc").touch()
+    with pytest.raises(StoreError, match=r"thesis\.doc"), clean_store(tmp_path / "mine"):
+        pass
