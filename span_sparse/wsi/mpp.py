@@ -81,6 +81,7 @@ def check_resolution(reader: SlideReader, slide_mpp: float, spec: LatticeSpec) -
     if slide_mpp > spec.target_mpp * (1 + RESOLUTION_TOLERANCE):
         raise MppError(
             f"{reader.path}: has {slide_mpp:.4g} µm/px, patches at {spec.target_mpp:g} µm/px would be enlarged "
-            f"{slide_mpp / spec.target_mpp:.3g} times; pass --target-mpp {slide_mpp:.4g} or coarser, "
-            "or leave this slide out"
+            f"{slide_mpp / spec.target_mpp:.3g} times; pass --target-mpp {slide_mpp:.4g} or coarser "
+            f"(a patch of {spec.patch_size_px} px is then {spec.patch_size_px * slide_mpp / 1000:.3g} mm wide, "
+            "--patch-size changes that), or leave this slide out"
         )
