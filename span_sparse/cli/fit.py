@@ -1,8 +1,8 @@
 """How does a YAML file become a run? `lightning fit --config experiments/span.yaml`, or `span fit`.
 
 LightningCLI does the parsing and the training. Ours besides: metrics of several processes are computed on unpadded
-shares (Lightning's own distributed sampler is off), the resolved configuration lies in the run's folder, and after `fit`
-the best checkpoint is tested once on the test split, with intervals, and what was written is printed.
+shares (Lightning's own distributed sampler is off), the resolved configuration lies in the run's folder, and after
+`fit` the best checkpoint is tested once on the test split, with intervals, and what was written is printed.
 """
 
 from __future__ import annotations
@@ -126,7 +126,11 @@ def main(args: list[str]) -> int:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={"use_distributed_sampler": False},
-        parser_kwargs={"prog": "lightning", "description": "Train and test SPAN on a feature store."},
+        parser_kwargs={
+            "prog": "lightning",
+            "description": "Train and test SPAN on a feature store.",
+            **{verb: {"usage": f"lightning {verb} --config FILE.yaml [--SECTION.KEY VALUE ...]"} for verb in SUBCOMMANDS},
+        },
         args=args,
     )
     return 0

@@ -88,7 +88,7 @@ class SlideDataModule(lightning.LightningDataModule):
         if missing:
             raise StoreError(
                 f"{self.store_path}: {len(missing)} of {len(split_of)} slides of {self.cohort_path} are not in the "
-                f"store, first {missing[0]!r}; run `span extract` again (it resumes), or clear their {self.split_column!r}"
+                f"store, first {missing[0]!r}; run `span extract` again (it resumes), or clear their split"
             )
         class_names = self._class_names(cohort, split_of, label_of)
         for split in SPLITS:

@@ -23,6 +23,7 @@ class SpanMilConfig:
         stages: one digit a pyramid level, the number of its transformer layers; `"111"` is three levels of one.
         embed_dim_div: width of stage 0 is the feature width over this.
         channel_factor: width of stage `i` is that of stage 0 times this to the power `i`.
+        input_norm: LayerNorm of the features before the input projection.
         head_channels: width of one attention head.
         window_size: `w`; an attention window spans `2w × 2w` patches.
         down: down-sampling operation.
@@ -48,6 +49,7 @@ class SpanMilConfig:
     stages: str = "111"
     embed_dim_div: int = 2
     channel_factor: int = 1
+    input_norm: bool = False
     head_channels: int = 64
     window_size: int = 3
     down: DownKind = "dwpatchconv"

@@ -37,7 +37,7 @@ _OURS = r"encoder.stages.\1.layers.\2"
 _RULES: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
     (
         r"encoder\.blocks\.0\.modules_dict\.convs_0\.0\.conv_block\.linear\.0\.weight",
-        "encoder.input_projection.0.weight",
+        "encoder.input_projection.linear.weight",
         _same,
     ),
     (

@@ -18,6 +18,7 @@ from span_sparse.nn import (
     DownSampling,
     GlobalTokenHead,
     GlobalTokens,
+    InputProjection,
     PyramidEncoder,
     PyramidPoolingHead,
     StageOutput,
@@ -65,8 +66,8 @@ class SpanMil(nn.Module):
             self.head = PyramidPoolingHead(widths[-1], len(widths), num_classes, dropout=config.dropout_head)
         self.encoder = PyramidEncoder(
             tokens=GlobalTokens(num_features, config.tokens),
-            input_projection=nn.Sequential(
-                nn.Linear(num_features, widths[0], bias=False), nn.Dropout(config.dropout_input)
+            input_projection=InputProjection(
+                num_features, widths[0], norm=config.input_norm, dropout=config.dropout_input
             ),
             token_projection=_token_projection(config, num_features, widths[0]),
             widths=widths,

@@ -3,6 +3,7 @@
 from span_sparse.nn.down_sampling import DownKind, DownSampling, EdgeMode, NormPosition, TokenStrategy
 from span_sparse.nn.global_tokens import GlobalTokens
 from span_sparse.nn.heads import GlobalTokenHead, PyramidPoolingHead
+from span_sparse.nn.input_projection import InputProjection
 from span_sparse.nn.pyramid import PyramidEncoder, StageOutput
 from span_sparse.nn.transformer import TransformerLayer
 from span_sparse.nn.window_attention import union_window_attention
@@ -13,6 +14,7 @@ __all__ = [
     "EdgeMode",
     "GlobalTokenHead",
     "GlobalTokens",
+    "InputProjection",
     "NormPosition",
     "PyramidEncoder",
     "PyramidPoolingHead",

@@ -1,4 +1,4 @@
-"""The published model's own numbers: outputs, every stage and gradients of the authors' code (their README explains)."""
+"""The published model’s own numbers: outputs, every stage and gradients of the authors’ code (see their README)."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_state_dict_names_are_pinned() -> None:
     assert names == {
         *(f"encoder.stages.{stage}.layers.0.{name}" for stage in (0, 1) for name in layer),
         *(f"encoder.stages.1.down.{name}" for name in down),
-        "encoder.input_projection.0.weight",
+        "encoder.input_projection.linear.weight",
         "encoder.token_projection.weight",
         "encoder.token_projection.bias",
         "encoder.tokens.learned.0",

@@ -40,7 +40,7 @@ def span_mil_logits(
     weights: Mapping[str, Tensor], features: Tensor, positions: Tensor, *, stages: str, heads: int, window_size: int
 ) -> Tensor:
     """Logits of one slide: depthwise pre-norm down-sampling with `count`, one learned token, head `multi_addition`."""
-    tokens = features @ weights["encoder.input_projection.0.weight"].T
+    tokens = features @ weights["encoder.input_projection.linear.weight"].T
     glob = weights["encoder.tokens.learned.0"][None]
     glob = _linear(weights, "encoder.token_projection", glob)
     summed = torch.zeros_like(glob[0])
