@@ -141,9 +141,10 @@ def _draw_outline(tissue_cells: float, rng: np.random.Generator) -> tuple[Outlin
 
 
 def _inside_cells(outline: Outline, rows: int, cols: int) -> NDArray[np.bool_]:
-    down = np.linspace(0, rows, rows * _SUBPOINTS, endpoint=False)
-    right = np.linspace(0, cols, cols * _SUBPOINTS, endpoint=False)
-    points = outline.contains(down[:, None], right[None, :])
+    down = np.linspace(0, rows, rows * _SUBPOINTS + 1)
+    right = np.linspace(0, cols, cols * _SUBPOINTS + 1)
+    nodes = outline.contains(down[:, None], right[None, :])
+    points = nodes[:-1, :-1] & nodes[:-1, 1:] & nodes[1:, :-1] & nodes[1:, 1:]  # all four corners of a sub-square
     full = points.reshape(rows, _SUBPOINTS, cols, _SUBPOINTS).all(axis=(1, 3))
     return np.asarray(binary_erosion(full, np.ones((3, 3))), dtype=np.bool_)
 

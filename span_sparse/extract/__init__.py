@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from span_sparse.extract.encoder import PatchEncoder
+from span_sparse.extract.pipeline import extract_cohort
 from span_sparse.extract.stain_texture import StainTextureEncoder
 
-__all__ = ["PatchEncoder", "StainTextureEncoder"]
+__all__ = ["PatchEncoder", "StainTextureEncoder", "extract_cohort"]
