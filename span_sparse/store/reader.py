@@ -209,7 +209,10 @@ class FeatureStore:
 
     def _check_inside(self, path: Path) -> None:
         """Refuse a file that a link takes out of the store."""
-        resolved = path.resolve()
+        try:
+            resolved = path.resolve()
+        except (OSError, RuntimeError) as error:  # Python before 3.13 says RuntimeError for links in a circle
+            raise StoreError(f"{path} cannot be followed: {error}") from error
         if not resolved.is_relative_to(self._resolved):
             raise StoreError(f"{path} leads out of the store through a link, to {resolved}; refused")
 

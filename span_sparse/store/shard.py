@@ -49,6 +49,7 @@ def read_json(path: Path) -> Any:
         StoreError: the file is missing, too large or not JSON.
     """
     try:
+        _require_regular(path)
         if path.stat().st_size > _MAX_METADATA_BYTES:
             raise StoreError(f"{path} is larger than {_MAX_METADATA_BYTES} bytes; it is not metadata of a store")
         return json.loads(path.read_bytes())
@@ -74,6 +75,7 @@ def read_array(folder: Path, expected_dtypes: tuple[str, ...], *, verify: bool) 
     num_blocks = -(-shape[0] // block_rows)
     block_bytes = block_rows * shape[1] * dtype.itemsize
     try:
+        _require_regular(path)
         with path.open("rb", buffering=0) as file:
             offsets = _read_index(file, path, num_blocks, block_bytes)
             array = np.empty(shape, dtype)
@@ -91,6 +93,12 @@ def read_array(folder: Path, expected_dtypes: tuple[str, ...], *, verify: bool) 
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}; the slide is incomplete") from error
     return array
+
+
+def _require_regular(path: Path) -> None:
+    """Refuse pipes and devices: opening one would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path} is not a regular file; it does not belong into a store")
 
 
 def _read_index(file: io.FileIO, path: Path, num_blocks: int, block_bytes: int) -> list[int]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -171,6 +172,19 @@ def test_links_out_of_the_store_are_refused(store, make_record, tmp_path, inner)
         with pytest.raises(StoreError, match="symbolic link"):
             store.write(make_record())
         assert (outside / "features").exists()
+
+
+def test_links_in_a_circle_and_pipes_are_refused(store, make_record):
+    store.write(make_record("a"))
+    shard = store.path / "a" / "grid" / "c" / "0" / "0"
+    shard.unlink()
+    shard.symlink_to(shard)
+    with pytest.raises(StoreError, match=r"grid/c/0/0 cannot be (followed|read)"):
+        store.read("a")
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(StoreError, match="not a regular file"):
+        store.read("a")
 
 
 def test_a_store_reached_through_a_link_is_fine(store, make_record, tmp_path):
