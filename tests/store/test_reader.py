@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from span_sparse.errors import StoreError
 from span_sparse.grid import LatticeSpec
-from span_sparse.store import FeatureStore
+from span_sparse.store import FeatureStore, reader
 from span_sparse.store.naming import group_name
+from span_sparse.store.shard import read_array
 from span_sparse.types import EncoderIdentity
 
 
@@ -224,6 +225,24 @@ def test_damage_is_found_at_the_first_read_and_after_a_replacement(store, make_r
     shard.write_bytes(data)
     with pytest.raises(StoreError, match="checksum of block 0 differs"):
         store.read("slide-1")
+
+
+def test_a_slide_replaced_in_the_middle_of_a_read_is_read_again(store, make_record, assert_same, monkeypatch):
+    """Old features with the new grid would be the worst of all results: both have seven rows."""
+    old, new = make_record(seed=1), make_record(seed=2)
+    store.write(old)
+    calls: list[str] = []
+
+    def replace_after_features(folder, dtypes, *, verify):
+        array = read_array(folder, dtypes, verify=verify)
+        calls.append(folder.name)
+        if len(calls) == 1:
+            FeatureStore(store.path).write(new, overwrite=True)
+        return array
+
+    monkeypatch.setattr(reader, "read_array", replace_after_features)
+    assert_same(new, store.read("slide-1"))
+    assert calls == ["features", "grid", "coords"] * 2
 
 
 def test_common_identity(store, make_record):

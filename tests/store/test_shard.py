@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -69,6 +70,16 @@ def test_every_truncation_is_found_even_without_verification(features):
         path.write_bytes(whole[:length])
         with pytest.raises(StoreError, match=r"truncated"):
             read_array(features, ("float16",), verify=False)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(1, 74), (2**63, 74), (2**64 - 1, 2**64 - 1), (0, 70)])
+def test_an_index_that_names_other_bytes_is_refused(features, offset, length):
+    """`2^64 - 1` twice is Zarr's mark for a block left out, which it would read as zeros."""
+    path = features / "c" / "0" / "0"
+    index = np.array([offset, length], "<u8").tobytes()
+    path.write_bytes(path.read_bytes()[:74] + index + google_crc32c.value(index).to_bytes(4, "little"))
+    with pytest.raises(StoreError, match="the shard index names missing blocks"):
+        read_array(features, ("float16",), verify=False)
 
 
 def test_a_missing_shard_is_an_error_and_not_zeros(features):
