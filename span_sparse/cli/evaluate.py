@@ -1,7 +1,7 @@
 """`span evaluate`: what does a checkpoint say about a cohort it has not seen?
 
-The checkpoint alone says which classes, encoder and lattice it is for; a store of another encoder or lattice is refused,
-because a number computed from other features looks like any other. Without a label column the slides are predicted and
+The checkpoint alone says which classes, encoder and lattice it is for; a store of another encoder or lattice is
+refused, because a number computed from other features looks like any other. Without a label column the slides are predicted and
 no metrics are written.
 """
 
@@ -145,5 +145,7 @@ def _summary(metrics: dict[str, Any]) -> str:
     for name, words in (("auc", "AUC"), ("balanced_accuracy", "balanced accuracy"), ("f1", "F1")):
         if metrics.get(name) is not None:
             interval = metrics.get(f"{name}_ci")
-            parts.append(f"{words} {metrics[name]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
+            parts.append(
+                f"{words} {metrics[name]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+            )
     return f"{', '.join(parts)} ({metrics['num_slides']} slides, {metrics['num_cases']} cases)"

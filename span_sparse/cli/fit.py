@@ -7,6 +7,9 @@ shares (Lightning's own distributed sampler is off), the resolved configuration 
 
 from __future__ import annotations
 
+import logging
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +114,25 @@ _RUN_FILES = {
 }
 
 
+def _quieten() -> None:
+    """Silences two lines of lightning 2.6 that a user can do nothing about.
+
+    A deprecation inside Lightning's own use of torch's pytree (torch 2.13), and an advice to install litlogger, which
+    would bring lightning-sdk, whose script takes the name `lightning` away from this package.
+    """
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
+
+
 def main(args: list[str]) -> int:
     """Runs LightningCLI on `args`, for example `["fit", "--config", "experiments/span.yaml"]`; returns 0.
 
     Raises:
         SpanError: bad input.
     """
+    _quieten()
     SpanCLI(
         lightning.LightningModule,
         lightning.LightningDataModule,
@@ -129,8 +145,11 @@ def main(args: list[str]) -> int:
         parser_kwargs={
             "prog": "lightning",
             "description": "Train and test SPAN on a feature store.",
-            **{verb: {"usage": f"lightning {verb} --config FILE.yaml [--SECTION.KEY VALUE ...]"} for verb in SUBCOMMANDS},
+            **{
+                verb: {"usage": f"lightning {verb} --config FILE.yaml [--SECTION.KEY VALUE ...]"}
+                for verb in SUBCOMMANDS
+            },
         },
-        args=args,
+        args=None if args == sys.argv[1:] else args,
     )
     return 0

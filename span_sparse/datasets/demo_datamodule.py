@@ -37,6 +37,7 @@ class DemoDataModule(SlideDataModule):
         super().__init__(
             store=str(folder / "features.zarr"),
             cohort=str(folder / "cohort.csv"),
+            class_names=["scattered", "clustered"],
             batch_size=batch_size,
             num_workers=num_workers,
             augment=augment,

@@ -12,6 +12,7 @@ import lightning
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from span_sparse.datasets import ClassificationTask, SlideBatch
@@ -119,6 +120,13 @@ class SlideClassifier(lightning.LightningModule):
             )
         self.task.check_features(data.task.encoder, data.task.lattice, str(data.store_path))
 
+    def on_fit_start(self) -> None:
+        """Says how large the network is."""
+        total = sum(parameter.numel() for parameter in self.network.parameters())
+        trained = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+        frozen = "" if trained == total else f", {total - trained:,} of them frozen because the head cannot reach them"
+        rank_zero_info(f"{type(self.network).__name__}: {total:,} parameters{frozen}")
+
     def forward(self, batch: SlideBatch) -> Float[Tensor, "slides classes"]:
         """Logits of every slide of a batch."""
         return self.network(batch.features, batch.coords, batch.num_slides)
@@ -134,7 +142,9 @@ class SlideClassifier(lightning.LightningModule):
     def training_step(self, batch: SlideBatch, batch_index: int) -> Float[Tensor, ""]:
         """Mean loss of the batch."""
         loss = self._batch_step(batch).losses.mean()
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch.num_slides)
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch.num_slides, sync_dist=True
+        )
         return loss
 
     def validation_step(self, batch: SlideBatch, batch_index: int) -> None:
@@ -164,7 +174,8 @@ class SlideClassifier(lightning.LightningModule):
 
     def _log_metrics(self, split: str, outcomes: Outcomes) -> None:
         values = {f"{split}_{name}": value for name, value in outcomes.metrics().items()}
-        self.log_dict(values, prog_bar=True, batch_size=1, rank_zero_only=False)
+        # the values are the same in every process already; `sync_dist` only tells Lightning so
+        self.log_dict(values, prog_bar=True, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and a cosine over epochs."""
