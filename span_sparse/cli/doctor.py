@@ -46,6 +46,7 @@ NEEDED: Final = {
     "pandas": "cohort tables",
     "scikit-learn": "metrics",
     "matplotlib": "figures",
+    "pillow": "reading slides",
     "tifffile": "the demo cohort",
     "rich": "progress bars",
     "jaxtyping": "the model",

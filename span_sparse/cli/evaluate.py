@@ -1,8 +1,8 @@
 """`span evaluate`: what does a checkpoint say about a cohort it has not seen?
 
 The checkpoint alone says which classes, encoder and lattice it is for; a store of another encoder or lattice is
-refused, because a number computed from other features looks like any other. Without a label column the slides are predicted and
-no metrics are written.
+refused, because a number computed from other features looks like any other. Without a label column the slides are
+predicted and no metrics are written.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def run(args: Namespace) -> int:
     )
     frame = prediction_frame(outcomes, items, task.class_names, split=splits)
     table = parse_predictions(frame, source=str(args.output / "predictions.csv"))
-    files = write_evaluation(args.output, table, resamples=args.resamples, seed=args.seed)
+    about = {"run": {"checkpoint": str(args.checkpoint), "store": str(args.store)}}
+    files = write_evaluation(args.output, table, resamples=args.resamples, seed=args.seed, about=about)
     for split, metrics in files.metrics.items():
         print(f"{split}: {_summary(metrics)}")
     for note in files.notes:

@@ -1,8 +1,13 @@
 """How does a YAML file become a run? `lightning fit --config experiments/span.yaml`, or `span fit`.
 
-LightningCLI does the parsing and the training. Ours besides: metrics of several processes are computed on unpadded
-shares (Lightning's own distributed sampler is off), the resolved configuration lies in the run's folder, and after
-`fit` the best checkpoint is tested once on the test split, with intervals, and what was written is printed.
+LightningCLI does the parsing and the training. Ours besides:
+
+1. One run folder, `trainer.default_root_dir`: checkpoints, logs, the resolved configuration, predictions and metrics
+   lie in it unless the YAML says otherwise. Fitting into the same folder again replaces the run that was there.
+2. Metrics of several processes are computed on unpadded shares (Lightning's own distributed sampler is off).
+3. After `fit` the best checkpoint is tested once on the test split, with intervals, and what was written is printed.
+4. Checkpoints are read as data (`weights_only`), whoever wrote them.
+5. A misspelt setting is one line.
 """
 
 from __future__ import annotations
@@ -10,16 +15,44 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
 
+from span_sparse.cli.option_errors import explain
+from span_sparse.errors import ConfigError
 from span_sparse.training import SlideClassifier
+from span_sparse.training.checkpoint import checked_checkpoint
 from span_sparse.training.prediction import prediction_frame
 
 SUBCOMMANDS = ("fit", "validate", "test")
+DEFAULT_RUN_DIR = "runs/default"
+_HELP = (
+    "The YAML file has three blocks: `model` (network and optimisation), `data` (store, cohort table, split) and "
+    "`trainer` (devices, epochs, run folder). `experiments/span.yaml` is a complete example. Every key can be given on "
+    "the command line too, with dots: --trainer.max_epochs 30. The keys of a class are shown by "
+    "--model.help span_sparse.training.SlideClassifier or --data.help span_sparse.datasets.datamodule.SlideDataModule."
+)
+
+
+class SpanParser(LightningArgumentParser):
+    """LightningCLI's parser with short errors."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints what is wrong and where to read more; exits with 2."""
+        if not self.exit_on_error:  # one of several alternatives that jsonargparse tries
+            super().error(message, ex)
+        parser: Any = getattr(ex, "subcommand_parser", None) or self
+        known = [action.dest for action in parser._actions if action.dest != "help"]
+        command = parser.prog.replace(" [options]", "")
+        sys.stderr.write(f"error: {explain(message, known)}\n`{command} --help` shows all settings\n")
+        self.exit(2)
 
 
 class SaveResolvedConfig(SaveConfigCallback):
@@ -29,29 +62,57 @@ class SaveResolvedConfig(SaveConfigCallback):
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Writes `config.yaml`; called on the first process only."""
+        """Writes `config.yaml` when fitting; called on the first process only."""
+        if stage != "fit":
+            return
         run_dir = Path(trainer.default_root_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, str(run_dir / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
 
 
 class SpanCLI(LightningCLI):
-    """LightningCLI with a test after `fit`."""
+    """LightningCLI with a run folder and a test after `fit`."""
 
     def _parse_ckpt_path(self) -> None:
         """Resuming keeps the settings of YAML and command line; Lightning's way lets the checkpoint override them."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The verbs that train and test."""
-        return {verb: arguments for verb, arguments in LightningCLI.subcommands().items() if verb in SUBCOMMANDS}
+        """The verbs that train and test, each with the arguments that are not settings."""
+        known = LightningCLI.subcommands()
+        return {verb: known[verb] | {"weights_only"} for verb in SUBCOMMANDS}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        if arguments.get("ckpt_path") not in (None, "best", "last"):
+            checked_checkpoint(Path(arguments["ckpt_path"]))
+        return {**arguments, "weights_only": True}
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        """Puts checkpoints and logs into the run folder where the YAML does not say otherwise."""
+        settings = self._get(self.config_init, "trainer")
+        run_dir = Path(settings["default_root_dir"])
+        for callback in _as_list(settings["callbacks"]):
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str((run_dir / "checkpoints").absolute())
+        if settings["logger"] is None and self.subcommand == "fit":
+            kwargs["logger"] = CSVLogger(save_dir=run_dir, name="logs")
+        elif settings["logger"] is None:
+            kwargs["logger"] = False
+        return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Says what is about to happen on which device."""
+        """Says what is about to happen on which device, and removes the results of the run that is replaced."""
+        run_dir = Path(self.trainer.default_root_dir)
         devices = (
             f"{self.trainer.num_devices} × {self.trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}"
         )
-        self._print(f"training on {devices}; run folder {self.trainer.default_root_dir}")
+        resumed = self._get(self.config, "ckpt_path")
+        earlier = (run_dir / "config.yaml").exists()
+        what = f", continuing from {resumed}" if resumed else ", replacing the earlier run there" if earlier else ""
+        self._print(f"training on {devices}; run folder {run_dir}{what}")
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+            (run_dir / _RUN_FILES["metrics"]).unlink(missing_ok=True)  # its presence says that a run is complete
 
     def after_fit(self) -> None:
         """Tests the best checkpoint on the test split, if there is one."""
@@ -82,11 +143,24 @@ class SpanCLI(LightningCLI):
         )
         run_dir = Path(trainer.default_root_dir)
         table = parse_predictions(frame, source=str(run_dir / "predictions.csv"))
-        files = write_evaluation(run_dir, table)
+        files = write_evaluation(run_dir, table, about={"run": self._about()})
         self._report(files.metrics.get("test", {}), run_dir)
 
+    def _about(self) -> dict[str, Any]:
+        """Which weights were tested and how they were chosen."""
+        saved = self.trainer.checkpoint_callback
+        rule = None
+        if self.subcommand == "fit" and isinstance(saved, ModelCheckpoint) and saved.monitor is not None:
+            rule = (
+                f"{'lowest' if saved.mode == 'min' else 'highest'} {saved.monitor} of {self.trainer.max_epochs} epochs"
+            )
+        return {
+            "checkpoint": str(self.trainer.ckpt_path) if self.trainer.ckpt_path else None,
+            "selected_by": rule,
+            "seed": self._get(self.config, "seed_everything"),
+        }
+
     def _report(self, metrics: dict[str, Any], run_dir: Path) -> None:
-        checkpoints = self.trainer.checkpoint_callback
         lines = []
         if metrics.get("auc") is not None:
             interval = metrics.get("auc_ci")
@@ -95,9 +169,9 @@ class SpanCLI(LightningCLI):
                 f"test AUC {metrics['auc']:.3f}{between}, "
                 f"{metrics['num_slides']} slides of {metrics['num_cases']} cases"
             )
-        best = getattr(checkpoints, "best_model_path", "")
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if best:
-            lines.append(f"best checkpoint  {best}")
+            lines.append(f"{'best checkpoint':<17}{_shown(best)}")
         lines += [f"{label:<17}{run_dir / name}" for label, name in _RUN_FILES.items() if (run_dir / name).exists()]
         self._print("\n".join(lines))
 
@@ -114,13 +188,25 @@ _RUN_FILES = {
 }
 
 
-def _quieten() -> None:
-    """Silences two lines of lightning 2.6 that a user can do nothing about.
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
-    A deprecation inside Lightning's own use of torch's pytree (torch 2.13), and an advice to install litlogger, which
-    would bring lightning-sdk, whose script takes the name `lightning` away from this package.
+
+def _shown(path: str) -> Path:
+    """Relative to the current folder where it lies below it."""
+    absolute = Path(path).absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
+
+
+def _quieten() -> None:
+    """Silences three lines of lightning 2.6 that a user can do nothing about.
+
+    A deprecation inside Lightning's own use of torch's pytree (torch 2.13); an advice to install litlogger, which would
+    bring lightning-sdk, whose script takes the name `lightning` away from this package; and that the folder of the
+    checkpoints is not empty, which `before_fit` says better.
     """
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty", UserWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
@@ -132,24 +218,31 @@ def main(args: list[str]) -> int:
     Raises:
         SpanError: bad input.
     """
-    _quieten()
-    SpanCLI(
-        lightning.LightningModule,
-        lightning.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveResolvedConfig,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        trainer_defaults={"use_distributed_sampler": False},
-        parser_kwargs={
-            "prog": "lightning",
-            "description": "Train and test SPAN on a feature store.",
-            **{
-                verb: {"usage": f"lightning {verb} --config FILE.yaml [--SECTION.KEY VALUE ...]"}
-                for verb in SUBCOMMANDS
-            },
-        },
-        args=None if args == sys.argv[1:] else args,
-    )
+    with warnings.catch_warnings():
+        _quieten()
+        try:
+            SpanCLI(
+                lightning.LightningModule,
+                lightning.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=SaveResolvedConfig,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                parser_class=SpanParser,
+                trainer_defaults={"use_distributed_sampler": False, "default_root_dir": DEFAULT_RUN_DIR},
+                parser_kwargs={
+                    "prog": "lightning",
+                    "description": "Train and test SPAN on a feature store.",
+                    **{verb: dict(_verb_settings(verb)) for verb in SUBCOMMANDS},
+                },
+                args=None if args == sys.argv[1:] else args,
+            )
+        except MisconfigurationException as error:  # devices that are not there, a metric that nobody logs, ...
+            raise ConfigError(" ".join(str(error).split())) from error
     return 0
+
+
+def _verb_settings(verb: str) -> Iterator[tuple[str, str]]:
+    yield "usage", f"lightning {verb} --config FILE.yaml [--SECTION.KEY VALUE ...]"
+    yield "description", _HELP

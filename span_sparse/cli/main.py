@@ -33,8 +33,8 @@ TRAINING_VERBS: Final = {
     "fit": "Train a model: `span fit --config experiments/span.yaml` (the same as `lightning fit ...`).",
     "test": "Compute the figures of a trained model on the test split.",
 }
-LIGHTNING_VERBS: Final = ("fit", "validate", "test", "predict")
-"""What LightningCLI offers; `span validate` is about stores, so the other two have no place among `span`'s verbs."""
+LIGHTNING_VERBS: Final = ("fit", "validate", "test")
+"""What `lightning` offers; `span validate` is about stores. Slides are predicted by `span evaluate`."""
 
 DEBUG_VARIABLE: Final = "SPAN_DEBUG"
 

@@ -1,15 +1,15 @@
 """Which files does an evaluation leave behind?
 
-`predictions.csv` always. With labels also `metrics.json` (`{"<split>": {...}}`), and for one split `roc` and
-`confusion` as PNG and SVG. Files of an earlier evaluation in the same folder that this one does not write are removed:
-a stale ROC curve beside new predictions is worse than none. `metrics.json` comes last, so that its presence says the
-folder is complete.
+`predictions.csv` always. With labels also `metrics.json` (`{"<split>": {...}}`, and what the caller adds), and for one
+split `roc` and `confusion` as PNG and SVG. Files of an earlier evaluation in the same folder that this one does not
+write are removed: a stale ROC curve beside new predictions is worse than none. `metrics.json` comes last, so that its
+presence says the folder is complete.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +51,7 @@ def write_evaluation(
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
     level: float = 0.95,
+    about: Mapping[str, Any] | None = None,
 ) -> EvaluationFiles:
     """Write predictions, metrics and pictures of a table.
 
@@ -61,6 +62,7 @@ def write_evaluation(
         resamples: drawings of patients behind the intervals.
         seed: of the drawings.
         level: of the intervals.
+        about: further entries of `metrics.json`, for example which checkpoint was evaluated.
 
     Raises:
         PredictionTableError: `figure_split` is not a split of the table with labels.
@@ -84,7 +86,7 @@ def write_evaluation(
                 written.extend(write_figure(figure, output_dir / name))
     _remove_stale(output_dir, written)
     if metrics:
-        text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
+        text = json.dumps({**metrics, **(about or {})}, indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(output_dir / METRICS_FILE, f"{text}\n".encode())
         written.append(output_dir / METRICS_FILE)
     return EvaluationFiles(output_dir, tuple(written), metrics, tuple(notes))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from span_sparse.errors import CheckpointError, SpanError
 from span_sparse.training.slide_classifier import SlideClassifier
@@ -15,10 +19,30 @@ def load_classifier(path: Path) -> SlideClassifier:
     Raises:
         CheckpointError: missing, damaged, not a checkpoint of ours, or holding anything but tensors and plain values.
     """
+    checked_checkpoint(path)
+    with _explained(path):
+        model = SlideClassifier.load_from_checkpoint(str(path), map_location="cpu", weights_only=True)
+    return model.eval()
+
+
+def checked_checkpoint(path: Path) -> None:
+    """Refuses a file that `load_from_checkpoint` or a resumed run could not use, before anything is built.
+
+    Raises:
+        CheckpointError: missing, damaged, not a checkpoint of ours, or holding anything but tensors and plain values.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file; `lightning fit` writes them under RUN/checkpoints")
+    with _explained(path):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
+        raise CheckpointError(f"{path}: not a checkpoint of a span-sparse slide classifier")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        model = SlideClassifier.load_from_checkpoint(str(path), map_location="cpu", weights_only=True)
+        yield
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, it holds objects other than tensors and plain values, or is damaged "
@@ -28,9 +52,6 @@ def load_classifier(path: Path) -> SlideClassifier:
         raise CheckpointError(f"{path}: {error}") from error
     except (RuntimeError, KeyError, TypeError, AttributeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: not a checkpoint of a span-sparse slide classifier ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''})"
+            f"{path}: not a checkpoint of a span-sparse slide classifier, or damaged ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no further information'})"
         ) from error
-    if model.task is None:
-        raise CheckpointError(f"{path}: the checkpoint does not say which classes and features it is for")
-    return model.eval()

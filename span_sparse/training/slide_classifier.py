@@ -12,12 +12,13 @@ import lightning
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from span_sparse.datasets import ClassificationTask, SlideBatch
 from span_sparse.datasets.batch import NO_LABEL
-from span_sparse.errors import ConfigError
+from span_sparse.errors import CheckpointError, ConfigError
 from span_sparse.models import NetworkConfig, SpanMilConfig, build_network, network_as_dict, network_from_dict
 from span_sparse.training.optimisation import parameter_groups, warm_up_cosine
 from span_sparse.training.outcomes import OutcomeCollector, Outcomes
@@ -120,6 +121,36 @@ class SlideClassifier(lightning.LightningModule):
             )
         self.task.check_features(data.task.encoder, data.task.lattice, str(data.store_path))
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another network or task, and a resumed run whose optimiser is set otherwise.
+
+        Lightning would restore the optimiser's own learning rate and decay over those of the YAML, and weights of
+        another encoder of the same width without a word.
+
+        Raises:
+            CheckpointError: names every setting that differs.
+        """
+        saved: dict[str, Any] = checkpoint.get("hyper_parameters") or {}
+        if not isinstance(saved.get("network"), dict) or not isinstance(saved.get("task"), dict):
+            raise CheckpointError("the checkpoint does not say which network, classes and features it is for")
+        pairs = [
+            (f"network {key}", value, saved["network"].get(key))
+            for key, value in network_as_dict(self.settings).items()
+        ]
+        if self.task is not None:
+            task = ClassificationTask.from_dict(saved["task"])
+            pairs.append(("class names", list(self.task.class_names), list(task.class_names)))
+            pairs.append(("encoder", self.task.encoder, task.encoder))
+            pairs.append(("lattice", self.task.lattice, task.lattice))
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            pairs += [(key, getattr(self, key), saved.get(key)) for key in ("learning_rate", "weight_decay")]
+        differences = [f"{name}: {ours!r} != {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
+        if differences:
+            raise CheckpointError(
+                f"the settings differ from the checkpoint's (now != checkpoint): {'; '.join(differences)}. "
+                "Its settings are in the config.yaml of its run folder; with others, start a new run"
+            )
+
     def on_fit_start(self) -> None:
         """Says how large the network is."""
         total = sum(parameter.numel() for parameter in self.network.parameters())
@@ -175,7 +206,8 @@ class SlideClassifier(lightning.LightningModule):
     def _log_metrics(self, split: str, outcomes: Outcomes) -> None:
         values = {f"{split}_{name}": value for name, value in outcomes.metrics().items()}
         # the values are the same in every process already; `sync_dist` only tells Lightning so
-        self.log_dict(values, prog_bar=True, batch_size=1, sync_dist=True)
+        for name, value in values.items():
+            self.log(name, value, prog_bar=not name.endswith("accuracy"), batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and a cosine over epochs."""

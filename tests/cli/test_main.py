@@ -130,7 +130,7 @@ def test_an_unknown_verb_is_corrected(monkeypatch, capsys):
     [
         (main.span, ["fit", "--config", "a.yaml", "--trainer.max_epochs=1"]),
         (main.span, ["test", "--ckpt_path", "c.ckpt"]),
-        *[(main.lightning, [verb, "--config", "a.yaml"]) for verb in ("fit", "validate", "test", "predict")],
+        *[(main.lightning, [verb, "--config", "a.yaml"]) for verb in ("fit", "validate", "test")],
     ],
 )
 def test_training_goes_to_lightning_cli_with_its_verb(monkeypatch, trainer, entry, arguments):
@@ -142,10 +142,10 @@ def test_lightning_without_another_package(monkeypatch, trainer, capsys):
     monkeypatch.setattr(main, "_other_lightning", lambda: None)
     assert call(monkeypatch, main.lightning, "run", "app") == 2
     message = capsys.readouterr().err
-    assert "expected one of fit|validate|test|predict" in message
+    assert "expected one of fit|validate|test" in message
     assert "lightning-sdk, which is not installed" in message
     assert call(monkeypatch, main.lightning, "--help") == 0
-    assert "usage: lightning fit|validate|test|predict" in capsys.readouterr().out
+    assert "usage: lightning fit|validate|test" in capsys.readouterr().out
     assert not trainer
 
 
