@@ -1,10 +1,21 @@
-"""Networks: settings, SPAN-MIL, the baselines without context, and weights of the authors' code."""
+"""Networks: settings and presets, SPAN-MIL, SPAN-UNet, the baselines without context, weights of the authors' code."""
 
-from span_sparse.models.config import AttentionPoolingConfig, MeanPoolingConfig, NetworkConfig, SpanMilConfig
-from span_sparse.models.convert import convert_state_dict
+from span_sparse.models.config import (
+    AttentionPoolingConfig,
+    MeanPoolingConfig,
+    NetworkConfig,
+    PyramidConfig,
+    SpanMilConfig,
+    SpanUnetConfig,
+    span_mil,
+    span_survival,
+    span_unet,
+)
+from span_sparse.models.convert import config_from_official, convert_state_dict
+from span_sparse.models.mil import SpanMil, SpanMilOutput
 from span_sparse.models.networks import build_network, network_as_dict, network_from_dict
 from span_sparse.models.pooling import AttentionMil, MeanPooling
-from span_sparse.models.span_mil import SpanMil, SpanMilOutput
+from span_sparse.models.unet import SpanUnet, SpanUnetOutput
 
 __all__ = [
     "AttentionMil",
@@ -12,11 +23,19 @@ __all__ = [
     "MeanPooling",
     "MeanPoolingConfig",
     "NetworkConfig",
+    "PyramidConfig",
     "SpanMil",
     "SpanMilConfig",
     "SpanMilOutput",
+    "SpanUnet",
+    "SpanUnetConfig",
+    "SpanUnetOutput",
     "build_network",
+    "config_from_official",
     "convert_state_dict",
     "network_as_dict",
     "network_from_dict",
+    "span_mil",
+    "span_survival",
+    "span_unet",
 ]

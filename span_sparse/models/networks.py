@@ -8,8 +8,8 @@ from torch import nn
 
 from span_sparse.errors import CheckpointError
 from span_sparse.models.config import AttentionPoolingConfig, MeanPoolingConfig, NetworkConfig, SpanMilConfig
+from span_sparse.models.mil import SpanMil
 from span_sparse.models.pooling import AttentionMil, MeanPooling
-from span_sparse.models.span_mil import SpanMil
 
 _KINDS: dict[str, type[NetworkConfig]] = {
     "span_mil": SpanMilConfig,

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from span_sparse.models.config import AttentionPoolingConfig, MeanPoolingConfig
-from span_sparse.nn.heads import AttentionPooling
+from span_sparse.nn import AttentionPooling
 
 
 def _by_slide(features: Tensor, coords: Tensor, num_slides: int) -> tuple[Tensor, tuple[int, ...]]:

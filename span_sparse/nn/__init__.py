@@ -1,25 +1,52 @@
 """The layers of SPAN: pure functions first, thin modules around them."""
 
-from span_sparse.nn.down_sampling import DownKind, DownSampling, EdgeMode, NormPosition, TokenStrategy
+from span_sparse.nn.down_sampling import DownKind, DownSampling, EdgeMode, NormPosition, SamplingSettings
 from span_sparse.nn.global_tokens import GlobalTokens
-from span_sparse.nn.heads import GlobalTokenHead, PyramidPoolingHead
+from span_sparse.nn.heads import (
+    AdditionHead,
+    AttentionPooling,
+    GlobalTokenHead,
+    HeadKind,
+    MultiAttentionHead,
+    PyramidPoolingHead,
+    reads_locals,
+)
 from span_sparse.nn.input_projection import InputProjection
-from span_sparse.nn.pyramid import PyramidEncoder, StageOutput
-from span_sparse.nn.transformer import TransformerLayer
-from span_sparse.nn.window_attention import union_window_attention
+from span_sparse.nn.pyramid import Connection, DecoderStage, EncoderStage, PyramidDecoder, PyramidEncoder, StageOutput
+from span_sparse.nn.token_transition import TokenStrategy, TokenTransition
+from span_sparse.nn.transformer import AttentionMode, LayerSettings, Positions, make_layer, writes_globals
+from span_sparse.nn.up_sampling import UpKind, UpSampling
+from span_sparse.nn.window_attention import window_attention
 
 __all__ = [
+    "AdditionHead",
+    "AttentionMode",
+    "AttentionPooling",
+    "Connection",
+    "DecoderStage",
     "DownKind",
     "DownSampling",
     "EdgeMode",
+    "EncoderStage",
     "GlobalTokenHead",
     "GlobalTokens",
+    "HeadKind",
     "InputProjection",
+    "LayerSettings",
+    "MultiAttentionHead",
     "NormPosition",
+    "Positions",
+    "PyramidDecoder",
     "PyramidEncoder",
     "PyramidPoolingHead",
+    "SamplingSettings",
     "StageOutput",
     "TokenStrategy",
-    "TransformerLayer",
-    "union_window_attention",
+    "TokenTransition",
+    "UpKind",
+    "UpSampling",
+    "make_layer",
+    "reads_locals",
+    "window_attention",
+    "writes_globals",
 ]

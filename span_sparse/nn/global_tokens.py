@@ -32,13 +32,16 @@ class GlobalTokens(nn.Module):
         ConfigError: no token, or an unknown kind.
     """
 
+    fixed: Tensor | None
+
     def __init__(self, channels: int, kinds: list[str]) -> None:
         super().__init__()
         if not kinds:
             raise ConfigError("tokens: at least one global token is needed, for example ['lrn1e-4']")
         self.kinds = tuple(kinds)
         self.learned = nn.ParameterList()
-        for position, kind in enumerate(kinds):
+        fixed: list[Tensor] = []
+        for kind in kinds:
             seeded = _SEEDED.fullmatch(kind)
             if seeded is None and kind not in _STATISTICS:
                 raise ConfigError(
@@ -50,27 +53,27 @@ class GlobalTokens(nn.Module):
                 if seeded[1] == "lrn":
                     self.learned.append(nn.Parameter(row))
                 else:
-                    self.register_buffer(f"fixed_{position}", row)
+                    fixed.append(row)
+        self.register_buffer("fixed", torch.stack(fixed) if fixed else None)
 
     def forward(
         self, features: Float[Tensor, "tokens channels"], counts: tuple[int, ...]
     ) -> Float[Tensor, "slides globals channels"]:
         """The tokens, in the order of `kinds`; `counts` gives the rows of each slide."""
-        learned = iter(self.learned)
-        tokens = [self._token(position, learned, features, counts) for position in range(len(self.kinds))]
+        learned, fixed = iter(self.learned), iter(() if self.fixed is None else self.fixed)
+        tokens: list[Tensor] = []
+        for kind in self.kinds:
+            if kind in _STATISTICS:
+                tokens.append(torch.stack([_statistic(kind, rows) for rows in features.split(counts)]))
+            else:
+                row = next(learned if kind.startswith("lrn") else fixed)
+                tokens.append(row.expand(len(counts), -1))
         return torch.stack(tokens, dim=1)
-
-    def _token(self, position: int, learned: object, features: Tensor, counts: tuple[int, ...]) -> Tensor:
-        kind = self.kinds[position]
-        if kind not in _STATISTICS:
-            row = next(learned) if kind.startswith("lrn") else getattr(self, f"fixed_{position}")  # pyright: ignore[reportArgumentType, reportCallIssue]
-            return row.expand(len(counts), -1)
-        return torch.stack([_statistic(kind, rows) for rows in features.split(counts)])
 
 
 def _statistic(kind: str, rows: Float[Tensor, "tokens channels"]) -> Float[Tensor, " channels"]:
     if kind == "max":
-        return rows.amax(dim=0)
+        return rows.max(dim=0).values
     if kind == "mean":
         return rows.mean(dim=0)
     return rows.std(dim=0) if len(rows) > 1 else torch.zeros_like(rows[0])

@@ -1,59 +1,76 @@
 """How do the stages of SPAN follow each other?
 
-    input projection → layers of stage 0 → down-sampling → layers of stage 1 → … ; the global tokens travel along.
+    encoder   input projection → layers of stage 0 → down-sampling → layers of stage 1 → …
+    decoder   up-sampling → layers → skip, from the coarsest stage back to the finest
 
-The stages hold modules only; the geometry (`Pyramid`) is built from the coordinates before the first layer runs.
+The global tokens travel along. The stages hold modules only; the geometry (`Pyramid`) is built from the coordinates
+before the first layer runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from span_sparse.nn.down_sampling import DownSampling
 from span_sparse.nn.global_tokens import GlobalTokens
-from span_sparse.nn.transformer import TransformerLayer
+from span_sparse.nn.input_projection import InputProjection
+from span_sparse.nn.token_transition import TokenTransition
+from span_sparse.nn.up_sampling import UpSampling
 from span_sparse.sparse import Level, Pyramid
+
+Connection = Literal["concat", "add", "none"]
 
 
 class StageOutput(NamedTuple):
-    """Tokens after a stage's last layer; local rows are ordered as the level's sites."""
+    """Tokens after a stage's last layer; local rows are ordered as the level's sites.
+
+    Attributes:
+        local_tokens: of the level.
+        global_tokens: of every slide.
+        attention: weight every local had for each global token and head in the stage's last layer; None without one.
+    """
 
     local_tokens: Float[Tensor, "tokens channels"]
     global_tokens: Float[Tensor, "slides globals channels"]
+    attention: Float[Tensor, "globals heads tokens"] | None
 
 
-class Stage(nn.Module):
+def _refine(layers: nn.ModuleList, tokens: StageOutput, level: Level, *, locals_needed: bool = True) -> StageOutput:
+    """Runs the layers of one level in order."""
+    local_tokens, global_tokens, attention = tokens
+    for position, layer in enumerate(layers, start=1):
+        needed = locals_needed or position < len(layers)
+        local_tokens, global_tokens, attention = layer(local_tokens, global_tokens, level, locals_needed=needed)
+    return StageOutput(local_tokens, global_tokens, attention)
+
+
+class EncoderStage(nn.Module):
     """One level: down-sampling (none in stage 0), then its transformer layers.
 
     Args:
         down: from the finer level.
         layers: refine this level, in order.
-        locals_needed: whether anything reads the local tokens after the last layer. If not, that layer leaves out what
-            could not reach the output, and the parameters of that part are frozen.
+        locals_needed: whether anything reads the local tokens after the last layer.
     """
 
-    def __init__(self, down: DownSampling | None, layers: Sequence[TransformerLayer], *, locals_needed: bool) -> None:
+    def __init__(self, down: DownSampling | None, layers: Sequence[nn.Module], *, locals_needed: bool) -> None:
         super().__init__()
         self.down = down
         self.layers = nn.ModuleList(layers)
         self.locals_needed = locals_needed
-        if layers and not locals_needed:
-            for parameter in layers[-1].parameters_of_locals():
-                parameter.requires_grad_(False)
 
     def forward(self, tokens: StageOutput, finer: Level | None, level: Level) -> StageOutput:
         """Condenses the tokens of `finer` into those of `level`, then refines them."""
-        local_tokens, global_tokens = tokens
+        local_tokens, global_tokens, _ = tokens
         if self.down is not None:
             local_tokens, global_tokens = self.down(local_tokens, global_tokens, finer, level)
-        for position, layer in enumerate(self.layers, start=1):
-            needed = self.locals_needed or position < len(self.layers)
-            local_tokens, global_tokens = layer(local_tokens, global_tokens, level, locals_needed=needed)
-        return StageOutput(local_tokens, global_tokens)
+        start = StageOutput(local_tokens, global_tokens, None)
+        return _refine(self.layers, start, level, locals_needed=self.locals_needed)
 
 
 class PyramidEncoder(nn.Module):
@@ -62,46 +79,103 @@ class PyramidEncoder(nn.Module):
     Args:
         tokens: initial global tokens, in input space.
         input_projection: features → width of stage 0.
-        token_projection: the same for the global tokens.
-        widths: width of every stage.
-        make_down: builds the down-sampling between two widths.
-        make_layers: builds the transformer layers of a stage.
-        locals_needed: whether the caller reads the local tokens of the last stage (see `Stage`).
+        token_transition: the same for the global tokens.
+        stages: finest first.
     """
 
     def __init__(
         self,
-        *,
         tokens: GlobalTokens,
-        input_projection: nn.Module,
-        token_projection: nn.Module,
-        widths: Sequence[int],
-        make_down: Callable[[int, int], DownSampling],
-        make_layers: Callable[[int], list[TransformerLayer]],
-        locals_needed: bool,
+        input_projection: InputProjection,
+        token_transition: TokenTransition,
+        stages: Sequence[EncoderStage],
     ) -> None:
         super().__init__()
         self.tokens = tokens
         self.input_projection = input_projection
-        self.token_projection = token_projection
-        last = len(widths) - 1
-        self.stages = nn.ModuleList(
-            Stage(
-                make_down(widths[stage - 1], width) if stage else None,
-                make_layers(stage),
-                locals_needed=locals_needed or stage < last,
-            )
-            for stage, width in enumerate(widths)
-        )
+        self.token_transition = token_transition
+        self.stages = nn.ModuleList(stages)
+
+    def keep_all_locals(self) -> None:
+        """Computes the last stage's local tokens even where the head does not read them."""
+        for stage in self.stages:
+            assert isinstance(stage, EncoderStage)
+            stage.locals_needed = True
 
     def forward(self, features: Float[Tensor, "tokens features"], pyramid: Pyramid) -> list[StageOutput]:
         """Runs all stages on features ordered as `pyramid.levels[0].sites`."""
-        global_tokens = self.token_projection(self.tokens(features, pyramid.levels[0].sites.counts))
-        tokens = StageOutput(self.input_projection(features), global_tokens)
+        initial = self.tokens(features, pyramid.levels[0].sites.counts)
+        global_tokens = self.token_transition(initial, self.input_projection)
+        tokens = StageOutput(self.input_projection(features), global_tokens, None)
         outputs: list[StageOutput] = []
         finer = None
         for stage, level in zip(self.stages, pyramid.levels, strict=True):
             tokens = stage(tokens, finer, level)
             outputs.append(tokens)
             finer = level
+        return outputs
+
+
+class DecoderStage(nn.Module):
+    """Up-sampling, transformer layers and the skip from the encoder, in one of two orders.
+
+    Args:
+        up: from the coarser level.
+        layers: refine this level.
+        connection: how the encoder's tokens of this level join.
+        fuse: None joins after the layers (the authors' default); a Linear joins before them and brings the width back.
+        fuse_tokens: beside `fuse`, for the global tokens.
+    """
+
+    def __init__(
+        self,
+        up: UpSampling,
+        layers: Sequence[nn.Module],
+        connection: Connection,
+        fuse: nn.Linear | None,
+        fuse_tokens: TokenTransition | None,
+    ) -> None:
+        super().__init__()
+        self.up = up
+        self.layers = nn.ModuleList(layers)
+        self.connection: Connection = connection
+        self.fuse, self.fuse_tokens = fuse, fuse_tokens
+
+    def forward(self, tokens: StageOutput, skip: StageOutput, coarser: Level, level: Level) -> StageOutput:
+        """Spreads the tokens over `level` and joins the encoder's."""
+        local_tokens, global_tokens = self.up(tokens.local_tokens, tokens.global_tokens, coarser)
+        here = StageOutput(local_tokens, global_tokens, None)
+        if self.fuse is None or self.fuse_tokens is None:
+            return self._joined(_refine(self.layers, here, level), skip)
+        joined = self._joined(here, skip)
+        global_tokens = self.fuse_tokens(joined.global_tokens, self.fuse)
+        return _refine(self.layers, StageOutput(self.fuse(joined.local_tokens), global_tokens, None), level)
+
+    def _joined(self, tokens: StageOutput, skip: StageOutput) -> StageOutput:
+        if self.connection == "none":
+            return tokens
+        pairs = (tokens.local_tokens, skip.local_tokens), (tokens.global_tokens, skip.global_tokens)
+        if self.connection == "add":
+            local_tokens, global_tokens = (ours + theirs for ours, theirs in pairs)
+        else:
+            local_tokens, global_tokens = (torch.cat(pair, dim=-1) for pair in pairs)
+        return StageOutput(local_tokens, global_tokens, tokens.attention)
+
+
+class PyramidDecoder(nn.Module):
+    """The decoder of SPAN-UNet: stage `i` takes encoder stage `−(i + 2)` as skip."""
+
+    def __init__(self, stages: Sequence[DecoderStage]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, encoded: list[StageOutput], pyramid: Pyramid) -> list[StageOutput]:
+        """Tokens after every decoder stage, coarsest first; with `concat` the decoder's own channels come first."""
+        tokens = encoded[-1]
+        outputs: list[StageOutput] = []
+        for index, stage in enumerate(self.stages):
+            position = len(encoded) - 2 - index
+            coarser, level = pyramid.levels[position + 1], pyramid.levels[position]
+            tokens = stage(tokens, encoded[position], coarser, level)
+            outputs.append(tokens)
         return outputs

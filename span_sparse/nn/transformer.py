@@ -1,81 +1,139 @@
-"""What does one transformer layer of SPAN compute? Context-aware refinement (CAR), mode `long`.
+"""What does one transformer layer of SPAN compute? Context-aware refinement (CAR).
 
-With `U = [X; G]`, local and global tokens of a slide:
+With `U = [X; G]`, local and global tokens of a slide, and `A` of LayerNorm(U):
 
-    A1_i = Σ_{j ∈ N(i)} softmax_j(q1_i·k1_j/√d + B(p_j − p_i)) v1_j      locals, both windows (0 for globals)
-    A2_i = Σ_g softmax_g(q2_i·k2_g/√d) v2_g                              locals read the globals
-    A2_g = Σ_u softmax_u(q2_g·k2_u/√d) v2_u                              globals read everything
-    U'   = U + DropPath(Drop((A1 + A2) W_o + b_o)),      A of LayerNorm(U)
-    U''  = U' + DropPath(FFN(LayerNorm(U')))
+    U'  = U + DropPath(Drop(A W_o + b_o)),      U'' = U' + DropPath(FFN(LayerNorm(U')))
 
-Deviations from the authors' released code: no sentinel tokens, the shifted window is always used, every local token
-attends to itself and takes part in the global exchange.
+| mode           | A of the locals                                     | A of the globals |
+|----------------|-----------------------------------------------------|------------------|
+| `long`         | windows₁(regular ∪ shifted) + read₂(globals)        | read₂(everything) |
+| `long_noshift` | windows₁(regular) + read₂(globals)                  | read₂(everything) |
+| `swin`         | windows₁(shifted) + windows₂(regular)               | 0                |
+| `swin_global`  | windows₁(shifted) + windows₂(regular) + read₂(globals) | read₂(everything) |
+| `tradswin`     | two such layers in a row, windows(shifted), then windows(regular) | 0  |
+
+The index names the projections (q1, k1, v1) or (q2, k2, v2); every term is a softmax of its own; with `share_qkv` both
+sets are one. Deviations from the authors' released code are listed in docs/deviations.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from span_sparse.nn.global_attention import Projections, global_attention
-from span_sparse.nn.positions import RelativePositionBias
-from span_sparse.nn.window_attention import union_window_attention
+from span_sparse.nn.global_attention import GlobalExchange, Projections, global_attention, projected_attention
+from span_sparse.nn.positions import AlibiBias, RelativePositionBias, rotate
+from span_sparse.nn.window_attention import Reach, window_attention
 from span_sparse.sparse import Level
 
+AttentionMode = Literal["long", "long_noshift", "swin", "swin_global", "tradswin"]
+Positions = Literal["rpb", "alibi", "rope", "none"]
+_WritesGlobals = ("long", "long_noshift", "swin_global")
 
-class TransformerLayer(nn.Module):
-    """One layer of window attention, global exchange and feed-forward network.
 
-    Args:
-        channels: width of the tokens.
-        num_heads: attention heads; must divide `channels`.
+def writes_globals(mode: AttentionMode) -> bool:
+    """Whether the global tokens learn anything about the slide's patches in this mode."""
+    return mode in _WritesGlobals
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSettings:
+    """What all layers of a network have in common.
+
+    Attributes:
+        mode: which attentions, see the module's docstring.
+        positions: how positions enter.
+        head_channels: width of a head; must divide the width of every stage.
         window_size: `w`; windows span `2w × 2w` cells.
-        ff_ratio: width of the feed-forward network over `channels`.
-        activation: makes the activation module of the feed-forward network.
+        ff_ratio: width of the feed-forward network over the width of the tokens.
+        activation: makes the activation of the feed-forward network.
         dropout: rate after the output projection and in the feed-forward network.
         drop_path: rate at which a slide skips a residual branch.
         position_std: initial spread of the relative position bias.
-        share_qkv: the second attention uses the first one's projections.
+        share_qkv: whether both attentions use the first one's projections.
+    """
+
+    mode: AttentionMode
+    positions: Positions
+    head_channels: int
+    window_size: int
+    ff_ratio: float
+    activation: Callable[[], nn.Module]
+    dropout: float
+    drop_path: float
+    position_std: float
+    share_qkv: bool
+
+
+class LayerOutput(NamedTuple):
+    """Tokens after a layer.
+
+    Attributes:
+        local_tokens: rows ordered as the level's sites.
+        global_tokens: of every slide.
+        attention: weight every local had for each global token and head; None where globals read nothing.
+    """
+
+    local_tokens: Float[Tensor, "tokens channels"]
+    global_tokens: Float[Tensor, "slides globals channels"]
+    attention: Float[Tensor, "globals heads tokens"] | None
+
+
+def _position_module(settings: LayerSettings, num_heads: int) -> nn.Module | None:
+    if settings.positions == "rpb":
+        return RelativePositionBias(num_heads, settings.window_size, settings.position_std)
+    if settings.positions == "alibi":
+        return AlibiBias(num_heads, settings.window_size)
+    return None
+
+
+def _projections(channels: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(channels, channels) for _ in range(3))
+
+
+class TransformerLayer(nn.Module):
+    """One layer of every mode but `tradswin`.
+
+    Args:
+        channels: width of the tokens.
+        settings: what all layers have in common.
+        reach: attend to these windows only, with no second attention; for the halves of `tradswin`.
+        positions: a position module to share with another layer.
     """
 
     def __init__(
         self,
         channels: int,
-        num_heads: int,
+        settings: LayerSettings,
         *,
-        window_size: int,
-        ff_ratio: float,
-        activation: Callable[[], nn.Module],
-        dropout: float,
-        drop_path: float,
-        position_std: float,
-        share_qkv: bool,
+        reach: Reach | None = None,
+        positions: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = channels // settings.head_channels
+        self.mode: AttentionMode = settings.mode
+        self.reach: Reach | None = reach
+        self.rotary = settings.positions == "rope"
+        self.drop_path = settings.drop_path
         self.attention_norm = nn.LayerNorm(channels)
-        self.window_qkv = nn.ModuleList(nn.Linear(channels, channels) for _ in range(3))
-        self.global_qkv = None if share_qkv else nn.ModuleList(nn.Linear(channels, channels) for _ in range(3))
-        self.positions = RelativePositionBias(num_heads, window_size, position_std)
+        self.window_qkv = _projections(channels)
+        self.global_qkv = None if settings.share_qkv or reach is not None else _projections(channels)
+        self.positions = _position_module(settings, self.num_heads) if positions is None else positions
         self.output = nn.Linear(channels, channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(settings.dropout)
         self.feed_forward_norm = nn.LayerNorm(channels)
-        hidden = int(channels * ff_ratio)
+        hidden = int(channels * settings.ff_ratio)
         self.feed_forward = nn.Sequential(
             nn.Linear(channels, hidden),
-            activation(),
-            nn.Dropout(dropout),
+            settings.activation(),
+            nn.Dropout(settings.dropout),
             nn.Linear(hidden, channels),
-            nn.Dropout(dropout),
+            nn.Dropout(settings.dropout),
         )
-        self.drop_path = drop_path
-
-    def parameters_of_locals(self) -> list[nn.Parameter]:
-        """The parameters that only the window attention of local tokens reads."""
-        modules = [self.positions] if self.global_qkv is None else [self.positions, self.window_qkv]
-        return [parameter for module in modules for parameter in module.parameters()]
 
     def forward(
         self,
@@ -84,7 +142,7 @@ class TransformerLayer(nn.Module):
         level: Level,
         *,
         locals_needed: bool = True,
-    ) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "slides globals channels"]]:
+    ) -> LayerOutput:
         """Refines the tokens of a level.
 
         Args:
@@ -94,21 +152,52 @@ class TransformerLayer(nn.Module):
             locals_needed: False when nothing after this layer reads the locals: they are returned unchanged and their
                 part of the work, which could not reach the output, is left out.
         """
-        sites = level.sites
         normed, normed_global = self.attention_norm(local_tokens), self.attention_norm(global_tokens)
-        shared = self.window_qkv if self.global_qkv is None else self.global_qkv
-        query, key, value = shared
-        projections = Projections(query, key, value)  # pyright: ignore[reportArgumentType]
-        from_globals, for_globals = global_attention(
-            normed, normed_global, projections, self.num_heads, sites.counts, read_by_locals=locals_needed
-        )
-        skip = (self._kept_slides(sites.num_slides, normed), self._kept_slides(sites.num_slides, normed))
+        exchange = self._exchange(normed, normed_global, level, locals_needed)
+        skip = [self._kept_slides(level.sites.num_slides, normed) for _ in range(2)]
+        for_globals = global_tokens.new_zeros(global_tokens.shape) if exchange is None else exchange.for_globals
         global_tokens = self._residual(global_tokens, for_globals, [_per_slide(kept) for kept in skip])
-        if from_globals is None:
-            return local_tokens, global_tokens
-        q, k, v = (linear(normed).unflatten(-1, (self.num_heads, -1)) for linear in self.window_qkv)
-        attended = union_window_attention(q, k, v, self.positions(), level.windows).flatten(1) + from_globals
-        return self._residual(local_tokens, attended, [_per_token(kept, level) for kept in skip]), global_tokens
+        attention = None if exchange is None else exchange.weights
+        if not locals_needed:
+            return LayerOutput(local_tokens, global_tokens, attention)
+        attended = self._windows(normed, level)
+        if exchange is not None and exchange.for_locals is not None:
+            attended = attended + exchange.for_locals
+        local_tokens = self._residual(local_tokens, attended, [_per_token(kept, level) for kept in skip])
+        return LayerOutput(local_tokens, global_tokens, attention)
+
+    def _windows(self, normed: Tensor, level: Level) -> Tensor:
+        """The window attentions of this mode, heads concatenated."""
+        if self.reach is not None:
+            return self._attend(normed, self.window_qkv, level, self.reach)
+        if self.mode == "long":
+            return self._attend(normed, self.window_qkv, level, "union")
+        if self.mode == "long_noshift":
+            return self._attend(normed, self.window_qkv, level, "regular")
+        shifted = self._attend(normed, self.window_qkv, level, "shifted")
+        return shifted + self._attend(normed, self._second(), level, "regular")
+
+    def _attend(self, normed: Tensor, qkv: nn.ModuleList, level: Level, reach: Reach) -> Tensor:
+        q, k, v = (linear(normed).unflatten(-1, (self.num_heads, -1)) for linear in qkv)
+        if self.rotary:
+            places = level.sites.coords[:, 1:]
+            q, k = rotate(q, places), rotate(k, places)
+        bias = None if self.positions is None else self.positions(q.dtype)
+        return window_attention(q, k, v, bias, level.windows, reach).flatten(1)
+
+    def _exchange(self, normed: Tensor, normed_global: Tensor, level: Level, read: bool) -> GlobalExchange | None:
+        """The exchange with the global tokens, where this mode has one."""
+        if self.reach is not None or not writes_globals(self.mode):
+            return None
+        projections = Projections(*self._second())  # pyright: ignore[reportArgumentType]
+        counts = level.sites.counts
+        if self.rotary:
+            places = level.sites.coords[:, 1:]
+            return projected_attention(normed, normed_global, projections, self.num_heads, counts, places)
+        return global_attention(normed, normed_global, projections, self.num_heads, counts, read_by_locals=read)
+
+    def _second(self) -> nn.ModuleList:
+        return self.window_qkv if self.global_qkv is None else self.global_qkv
 
     def _residual(self, tokens: Tensor, attended: Tensor, kept: list[Tensor | None]) -> Tensor:
         """Both residual branches, each scaled by what DropPath keeps."""
@@ -121,6 +210,32 @@ class TransformerLayer(nn.Module):
         if not self.training or self.drop_path == 0:
             return None
         return like.new_empty(num_slides).bernoulli_(1 - self.drop_path) / (1 - self.drop_path)
+
+
+class TradSwinLayer(nn.Module):
+    """Mode `tradswin`: shifted windows, then regular windows, each with projections and feed-forward of its own."""
+
+    def __init__(self, channels: int, settings: LayerSettings) -> None:
+        super().__init__()
+        self.shifted = TransformerLayer(channels, settings, reach="shifted")
+        self.regular = TransformerLayer(channels, settings, reach="regular", positions=self.shifted.positions)
+
+    def forward(
+        self,
+        local_tokens: Float[Tensor, "tokens channels"],
+        global_tokens: Float[Tensor, "slides globals channels"],
+        level: Level,
+        *,
+        locals_needed: bool = True,
+    ) -> LayerOutput:
+        """Refines the tokens of a level; see `TransformerLayer.forward`."""
+        local_tokens, global_tokens, _ = self.shifted(local_tokens, global_tokens, level, locals_needed=locals_needed)
+        return self.regular(local_tokens, global_tokens, level, locals_needed=locals_needed)
+
+
+def make_layer(channels: int, settings: LayerSettings) -> TransformerLayer | TradSwinLayer:
+    """A layer of the settings' mode."""
+    return TradSwinLayer(channels, settings) if settings.mode == "tradswin" else TransformerLayer(channels, settings)
 
 
 def _per_slide(kept: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""How does every token attend to its regular and its shifted window under one softmax?
+"""How does every token attend to its windows: the regular one, the shifted one, or both under one softmax?
 
     A_i = Σ_{j ∈ N(i)} softmax_j(q_i·k_j/√d + B(p_j − p_i)) v_j,   N(i) = regular(i) ∪ shifted(i)
 
@@ -15,7 +15,7 @@ the scores, so the extra memory beyond q, k, v and the output is one chunk.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,14 +28,19 @@ CHUNK_ELEMENTS = 2**21
 """Scores computed at once (windows · heads · slots²): 8 MB in float32, so that a chunk stays in cache."""
 
 
-def union_window_attention(
+Reach = Literal["union", "regular", "shifted"]
+"""Which windows a token attends to: both, or one of them (each contains the token itself)."""
+
+
+def window_attention(
     q: Float[Tensor, "tokens heads head_channels"],
     k: Float[Tensor, "tokens heads head_channels"],
     v: Float[Tensor, "tokens heads head_channels"],
     bias: Float[Tensor, "heads slots slots"] | None,
     windows: WindowMaps,
+    reach: Reach = "union",
 ) -> Float[Tensor, "tokens heads head_channels"]:
-    """Attention over the union of both windows.
+    """Attention inside windows, one softmax over all keys.
 
     Args:
         q: queries, not scaled.
@@ -44,11 +49,12 @@ def union_window_attention(
         bias: added to the scaled scores, `[head, query slot, key slot]`, slots ordered as in `WindowMaps`; the same
             table serves both windows because it depends on the displacement alone.
         windows: tokens of every window.
+        reach: which windows.
     """
     if bias is None:
         slots = windows.regular.num_taps
         bias = q.new_zeros(q.shape[1], slots, slots)
-    return _UnionAttention.apply(q, k, v, bias, windows)  # pyright: ignore[reportReturnType]
+    return _WindowAttention.apply(q, k, v, bias, windows, reach)  # pyright: ignore[reportReturnType]
 
 
 def own_cell_mask(window_size: int, device: torch.device) -> Bool[Tensor, "slots slots"]:
@@ -57,10 +63,14 @@ def own_cell_mask(window_size: int, device: torch.device) -> Bool[Tensor, "slots
     return cell[:, None] == cell[None, :]
 
 
-def _passes(bias: Tensor, windows: WindowMaps) -> tuple[tuple[KernelMap, Tensor], tuple[KernelMap, Tensor]]:
-    """Both window sets with their bias; the shifted one excludes the own cell."""
+def _passes(bias: Tensor, windows: WindowMaps, reach: Reach) -> list[tuple[KernelMap, Tensor]]:
+    """The window sets with their bias; in a union, the shifted one excludes the own cell."""
+    if reach == "regular":
+        return [(windows.regular, bias)]
+    if reach == "shifted":
+        return [(windows.shifted, bias)]
     excluded = own_cell_mask(windows.window_size, bias.device)
-    return (windows.regular, bias), (windows.shifted, bias.masked_fill(excluded, -torch.inf))
+    return [(windows.regular, bias), (windows.shifted, bias.masked_fill(excluded, -torch.inf))]
 
 
 def _chunks(table: Tensor, num_heads: int) -> tuple[Tensor, ...]:
@@ -72,14 +82,14 @@ def _gather(rows: Tensor, table: Tensor) -> Tensor:
     return rows[table.clamp(min=0)].transpose(1, 2)
 
 
-class _UnionAttention(torch.autograd.Function):
-    """Two passes merged by log-sum-exp; the backward pass uses the merged softmax in both."""
+class _WindowAttention(torch.autograd.Function):
+    """One pass a window set, merged by log-sum-exp; the backward pass uses the merged softmax in both."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, windows: WindowMaps) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, windows: WindowMaps, reach: Reach) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         scale = q.shape[-1] ** -0.5
         outputs, log_sums = [], []
-        for kernel_map, pass_bias in _passes(bias, windows):
+        for kernel_map, pass_bias in _passes(bias, windows, reach):
             output, log_sum = torch.empty_like(q), q.new_empty(q.shape[:2])
             for table in _chunks(kernel_map.table, q.shape[1]):
                 present = table >= 0
@@ -93,23 +103,24 @@ class _UnionAttention(torch.autograd.Function):
                 log_sum[rows] = (top + total.log()).squeeze(-1).transpose(1, 2)[present]
             outputs.append(output)
             log_sums.append(log_sum)
-        merged = torch.logaddexp(*log_sums)
-        for output, log_sum in zip(outputs, log_sums, strict=True):
-            output *= (log_sum - merged).exp_().unsqueeze(-1)
-        output = outputs[0].add_(outputs[1])
+        output, merged = outputs[0], log_sums[0]
+        if len(outputs) == 2:
+            merged = torch.logaddexp(*log_sums)
+            first, second = ((log_sum - merged).exp_().unsqueeze(-1) for log_sum in log_sums)
+            output = output.mul_(first).addcmul_(outputs[1], second)
         ctx.save_for_backward(q, k, v, bias, output, merged)
-        ctx.windows = windows
+        ctx.windows, ctx.reach = windows, reach
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, bias, output, log_sum = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         mean_grad = (grad * output).sum(dim=-1)  # (tokens, heads): Σ_j P_ij dP_ij
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dbias = torch.zeros_like(bias)
-        for kernel_map, pass_bias in _passes(bias, ctx.windows):
+        for kernel_map, pass_bias in _passes(bias, ctx.windows, ctx.reach):
             for table in _chunks(kernel_map.table, q.shape[1]):
                 present = table >= 0
                 rows = table[present]
@@ -124,7 +135,7 @@ class _UnionAttention(torch.autograd.Function):
                 dbias += dscores.sum(dim=0)
                 dq[rows] += (dscores @ keys).transpose(1, 2)[present] * scale
                 dk[rows] += (dscores.transpose(-1, -2) @ queries).transpose(1, 2)[present]
-        return dq, dk, dv, dbias, None
+        return dq, dk, dv, dbias, None, None
 
 
 def _scores(queries: Tensor, keys: Tensor, bias: Tensor, present: Tensor) -> Tensor:
@@ -139,6 +150,7 @@ def gathered_attention(
     v: Float[Tensor, "tokens heads head_channels"],
     bias: Float[Tensor, "heads slots slots"] | None,
     windows: WindowMaps,
+    reach: Reach = "union",
 ) -> Float[Tensor, "tokens heads head_channels"]:
     """The same attention, plainly: the keys of both windows laid side by side, one softmax, autograd.
 
@@ -148,7 +160,7 @@ def gathered_attention(
     slots = windows.regular.num_taps
     bias = q.new_zeros(q.shape[1], slots, slots) if bias is None else bias
     scores, values = [], []
-    for kernel_map, pass_bias in _passes(bias, windows):
+    for kernel_map, pass_bias in _passes(bias, windows, reach):
         table, slot = kernel_map.table, kernel_map.slots_of_inputs()
         present = table >= 0
         by_window = _scores(_gather(q, table) * scale, _gather(k, table), pass_bias, present)

@@ -75,7 +75,7 @@ def probe(device: str = "cpu") -> dict[str, Any]:
     sites, _ = make_sites(coords, num_slides=1, multiple_of=2)
     layer = StridedConvolution(8, 16, kernel_size=2, stride=2).to(target)
     features = torch.randn(len(coords), 8, device=target, requires_grad=True)
-    _, _, outputs = layer(features, sites)
+    outputs = layer(features, sites)
     outputs.square().sum().backward()
     dense = features.detach().reshape(1, 6, 4, 8).permute(0, 3, 1, 2).requires_grad_()
     expected = torch.nn.functional.conv2d(dense, layer.weight.detach().permute(0, 3, 1, 2), stride=2)

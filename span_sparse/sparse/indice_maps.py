@@ -48,6 +48,13 @@ class KernelMap:
         """Number of inputs each output reads, at least 1 for strided maps."""
         return (self.table >= 0).sum(dim=1)
 
+    def transposed(self) -> KernelMap:
+        """The same pairs seen from the inputs: which output each tap of each input leads to, or -1."""
+        output, tap = (self.table >= 0).nonzero(as_tuple=True)
+        table = self.table.new_full((self.num_inputs, self.num_taps), -1)
+        table[self.table[output, tap], tap] = output
+        return KernelMap(table, self.num_outputs)
+
     def slots_of_inputs(self) -> Int64[Tensor, " inputs"]:
         """Position `output · taps + tap` of each input, for a map that reads every input exactly once."""
         flat = self.table.flatten()
@@ -107,9 +114,7 @@ def strided_map(
     coords = sites.coords
     if offset:
         coords = (coords + coords.new_tensor([0, offset, offset])).contiguous()
-    reach = dilation * (kernel_size - 1) + 1
-    padded = [max(-(-(extent + offset) // stride) * stride, reach) for extent in sites.extents]
-    padded = [extent + max(0, reach - stride) for extent in padded]
+    padded = padded_extents(sites, kernel_size, stride, dilation, offset)
     out_coords, pairs, _ = ops.get_indice_pairs(
         coords,
         sites.num_slides,
@@ -123,9 +128,16 @@ def strided_map(
         False,
         False,
     )
-    extents = tuple((extent - reach) // stride + 1 for extent in padded)
+    reach = dilation * (kernel_size - 1) + 1
+    extents = [(extent - reach) // stride + 1 for extent in padded]
     outputs, order = ordered_sites(out_coords, sites.num_slides, (extents[0], extents[1]))
     return outputs, KernelMap(pairs_to_table(pairs, len(out_coords))[order].contiguous(), len(sites))
+
+
+def padded_extents(sites: SparseSites, kernel_size: int, stride: int, dilation: int = 1, offset: int = 0) -> list[int]:
+    """Extents rounded up so that a strided kernel without padding covers the last row and column."""
+    reach = dilation * (kernel_size - 1) + 1
+    return [-(-(extent + offset) // stride) * stride + max(0, reach - stride) for extent in sites.extents]
 
 
 def neighbour_map(sites: SparseSites) -> KernelMap:

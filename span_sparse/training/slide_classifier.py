@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 
 import lightning
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from span_sparse.datasets import ClassificationTask, SlideBatch
-from span_sparse.datasets.batch import NO_LABEL
 from span_sparse.errors import CheckpointError, ConfigError
+from span_sparse.losses import cross_entropy
 from span_sparse.models import NetworkConfig, SpanMilConfig, build_network, network_as_dict, network_from_dict
 from span_sparse.training.optimisation import parameter_groups, warm_up_cosine
 from span_sparse.training.outcomes import OutcomeCollector, Outcomes
@@ -164,11 +163,8 @@ class SlideClassifier(lightning.LightningModule):
 
     def _batch_step(self, batch: SlideBatch) -> StepOutput:
         logits = self(batch).float()
-        known = batch.labels != NO_LABEL
-        losses = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none")
-        if self.class_weights is not None:
-            losses = losses * losses.new_tensor(self.class_weights)[batch.labels.clamp(min=0)]
-        return StepOutput(logits, losses.masked_fill(~known, torch.nan))
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return StepOutput(logits, cross_entropy(logits, batch.labels, weights))
 
     def training_step(self, batch: SlideBatch, batch_index: int) -> Float[Tensor, ""]:
         """Mean loss of the batch."""

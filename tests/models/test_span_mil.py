@@ -133,16 +133,27 @@ def test_bad_tensors_are_refused() -> None:
     [
         (SpanMilConfig(head_channels=48), "head_channels 48 does not divide"),
         (SpanMilConfig(embed_dim_div=3), "embed_dim_div 3 does not divide"),
-        (SpanMilConfig(channel_factor=2), "depthwise"),
+        (SpanMilConfig(channel_factor=2), "equally wide"),
+        (SpanMilConfig(channel_factor=2, head="last"), "depthwise"),
         (SpanMilConfig(stages="1a1"), "one digit a pyramid level"),
         (SpanMilConfig(tokens=["median"]), "unknown kind 'median'"),
         (SpanMilConfig(tokens=[]), "at least one global token"),
         (SpanMilConfig(dropout_head=1.0), "dropout_head"),
-        (SpanMilConfig(kernel_size=3), "only kernel 2"),
+        (SpanMilConfig(kernel_size=1), "smaller than stride"),
+        (SpanMilConfig(down="patchmerge", kernel_size=3), "disjoint blocks"),
+        (SpanMilConfig(attention="swin"), "same answer"),
+        (SpanMilConfig(stages="111-11"), "no decoder"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(config: SpanMilConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
+        SpanMil(config, num_features=128, num_classes=2)
+
+
+def test_an_unknown_choice_is_refused_wherever_it_comes_from() -> None:
+    config = SpanMilConfig()
+    object.__setattr__(config, "attention", "longish")  # as unchecked code would pass it
+    with pytest.raises(ConfigError, match=r"attention: expected one of long, long_noshift, .*, found 'longish'"):
         SpanMil(config, num_features=128, num_classes=2)
 
 
@@ -163,13 +174,14 @@ def test_state_dict_names_are_pinned() -> None:
         *(f"feed_forward.{i}.{kind}" for i in (0, 3) for kind in ("weight", "bias")),
         "positions.table",
     }
-    down = {f"{part}_norm.{kind}" for part in ("input", "token") for kind in ("weight", "bias")} | {"operation.weight"}
+    norms = {f"{part}.{kind}" for part in ("operator.input_norm", "tokens.norm") for kind in ("weight", "bias")}
+    down = norms | {"operator.convolution.weight"}
     assert names == {
         *(f"encoder.stages.{stage}.layers.0.{name}" for stage in (0, 1) for name in layer),
         *(f"encoder.stages.1.down.{name}" for name in down),
         "encoder.input_projection.linear.weight",
-        "encoder.token_projection.weight",
-        "encoder.token_projection.bias",
+        "encoder.token_transition.projection.weight",
+        "encoder.token_transition.projection.bias",
         "encoder.tokens.learned.0",
-        *(f"head.{part}.{kind}" for part in ("norm", "output") for kind in ("weight", "bias")),
+        *(f"head.readout.{part}.{kind}" for part in ("norm", "linear") for kind in ("weight", "bias")),
     }

@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from span_sparse.nn import window_attention
-from span_sparse.nn.global_attention import Projections, global_attention
+from span_sparse.nn.global_attention import Projections, global_attention, projected_attention
 from span_sparse.nn.global_tokens import GlobalTokens
 from span_sparse.nn.positions import RelativePositionBias
-from span_sparse.nn.window_attention import gathered_attention, union_window_attention
+from span_sparse.nn.window_attention import gathered_attention, window_attention
 from span_sparse.sparse import SparseSites, make_sites, window_maps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
 import dense_span
 
-IMPLEMENTATIONS = [union_window_attention, gathered_attention]
+IMPLEMENTATIONS = [window_attention, gathered_attention]
 
 
 def slide_sites(num_patches: int, side: int) -> SparseSites:
@@ -35,7 +34,7 @@ def test_equals_the_dense_definition(implementation, window_size: int, num_patch
     maps = window_maps(sites, window_size)
     positions = RelativePositionBias(2, window_size, std=1.0).double()
     q, k, v = (torch.randn(num_patches, 2, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    ours = implementation(q, k, v, positions(), maps)
+    ours = implementation(q, k, v, positions(torch.float64), maps)
     expected = dense_span.union_attention(q, k, v, sites.coords[:, 1:].long(), positions.table, window_size)
     torch.testing.assert_close(ours, expected)
     probe = torch.randn_like(ours)
@@ -60,15 +59,15 @@ def test_gradcheck(implementation) -> None:
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = window_maps(slide_sites(90, 14), 3)
     q, k, v = (torch.randn(90, 2, 4) for _ in range(3))
-    whole = union_window_attention(q, k, v, None, maps)
-    monkeypatch.setattr(window_attention, "CHUNK_ELEMENTS", 1)
-    torch.testing.assert_close(union_window_attention(q, k, v, None, maps), whole)
+    whole = window_attention(q, k, v, None, maps)
+    monkeypatch.setattr(sys.modules["span_sparse.nn.window_attention"], "CHUNK_ELEMENTS", 1)
+    torch.testing.assert_close(window_attention(q, k, v, None, maps), whole)
 
 
 def test_large_scores_do_not_overflow() -> None:
     maps = window_maps(slide_sites(50, 9), 2)
     q, k, v = (torch.randn(50, 1, 4, requires_grad=True) for _ in range(3))
-    output = union_window_attention(q * 1e3, k * 1e3, v, None, maps)
+    output = window_attention(q * 1e3, k * 1e3, v, None, maps)
     output.sum().backward()
     torch.testing.assert_close(output, gathered_attention(q * 1e3, k * 1e3, v, None, maps), rtol=1e-4, atol=1e-4)
     assert all(torch.isfinite(rows.grad).all() for rows in (q, k, v) if rows.grad is not None)
@@ -80,8 +79,12 @@ def test_global_exchange_equals_full_attention(num_globals: int) -> None:
     projections = Projections(*(nn.Linear(channels, channels).double() for _ in range(3)))
     local = torch.randn(sum(counts), channels, dtype=torch.float64)
     glob = torch.randn(3, num_globals, channels, dtype=torch.float64)
-    from_globals, for_globals = global_attention(local, glob, projections, heads, counts)
+    from_globals, for_globals, weights = global_attention(local, glob, projections, heads, counts)
     assert from_globals is not None
+    plain = projected_attention(local, glob, projections, heads, counts, None)
+    torch.testing.assert_close(plain.for_locals, from_globals)
+    torch.testing.assert_close(plain.for_globals, for_globals)
+    torch.testing.assert_close(plain.weights, weights)
     start = 0
     for slide, count in enumerate(counts):
         rows = torch.cat([local[start : start + count], glob[slide]])
@@ -91,7 +94,7 @@ def test_global_exchange_equals_full_attention(num_globals: int) -> None:
         torch.testing.assert_close(from_globals[start : start + count], read)
         torch.testing.assert_close(for_globals[slide], write)
         start += count
-    nothing, same = global_attention(local, glob, projections, heads, counts, read_by_locals=False)
+    nothing, same, _ = global_attention(local, glob, projections, heads, counts, read_by_locals=False)
     assert nothing is None
     torch.testing.assert_close(same, for_globals)
 
@@ -106,4 +109,4 @@ def test_global_tokens_start_from_what_they_say() -> None:
     assert result[1, :3].tolist() == [[7, 7], [7, 7], [0, 0]]
     assert torch.equal(result[0, 3:], result[1, 3:])
     assert len(list(tokens.parameters())) == 1
-    assert torch.equal(result[0, 3], tokens.state_dict()["fixed_3"])
+    assert torch.equal(result[0, 3], tokens.state_dict()["fixed"][0])

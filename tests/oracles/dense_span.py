@@ -42,18 +42,18 @@ def span_mil_logits(
     """Logits of one slide: depthwise pre-norm down-sampling with `count`, one learned token, head `multi_addition`."""
     tokens = features @ weights["encoder.input_projection.linear.weight"].T
     glob = weights["encoder.tokens.learned.0"][None]
-    glob = _linear(weights, "encoder.token_projection", glob)
+    glob = _linear(weights, "encoder.token_transition.projection", glob)
     summed = torch.zeros_like(glob[0])
     for stage, depth in enumerate(stages):
         if stage:
             tokens, positions = _down(weights, f"encoder.stages.{stage}.down", tokens, positions)
-            glob = _norm(weights, f"encoder.stages.{stage}.down.token_norm", glob)
+            glob = _norm(weights, f"encoder.stages.{stage}.down.tokens.norm", glob)
         for layer in range(int(depth)):
             tokens, glob = _layer(
                 weights, f"encoder.stages.{stage}.layers.{layer}", tokens, glob, positions, heads, window_size
             )
         summed = summed + glob[0]
-    return _linear(weights, "head.output", _norm(weights, "head.norm", summed))
+    return _linear(weights, "head.readout.linear", _norm(weights, "head.readout.norm", summed))
 
 
 def _linear(weights: Mapping[str, Tensor], name: str, rows: Tensor) -> Tensor:
@@ -65,14 +65,15 @@ def _norm(weights: Mapping[str, Tensor], name: str, rows: Tensor) -> Tensor:
 
 
 def _down(weights: Mapping[str, Tensor], name: str, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    normed = _norm(weights, f"{name}.input_norm", tokens)
+    normed = _norm(weights, f"{name}.operator.input_norm", tokens)
     parents = sorted({(int(row) // 2, int(col) // 2) for row, col in positions})
     outputs = []
     for parent in parents:
         children = [i for i, place in enumerate(positions.tolist()) if (place[0] // 2, place[1] // 2) == parent]
         taps = [2 * (int(positions[i, 0]) % 2) + int(positions[i, 1]) % 2 for i in children]
         summed = sum(
-            weights[f"{name}.operation.weight"][tap] * normed[i] for i, tap in zip(children, taps, strict=True)
+            weights[f"{name}.operator.convolution.weight"][tap] * normed[i]
+            for i, tap in zip(children, taps, strict=True)
         )
         outputs.append(summed / len(children))
     return torch.stack(outputs), torch.tensor(parents)

@@ -116,7 +116,7 @@ def test_strided_convolution_equals_a_dense_one(bias: bool, mode: bool) -> None:
         assert layer.bias is not None
         torch.nn.init.normal_(layer.bias)
     features = torch.randn(len(sites), 5, dtype=torch.float64, requires_grad=True)
-    outputs, table, result = layer(features, sites)
+    outputs, table, result = layer.convolve(features, sites)
     dense = torch.zeros(2, 5, *sites.extents, dtype=torch.float64)
     slide, row, col = sites.coords.long().unbind(1)
     dense[slide, :, row, col] = features.detach()
