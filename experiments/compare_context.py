@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from span_sparse.evaluation.files import write_atomically
+from span_sparse.files import write_atomically
 
 EXPERIMENTS = Path(__file__).parent
 NETWORKS = ("span", "mean_pooling", "attention_pooling")

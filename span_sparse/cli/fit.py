@@ -17,9 +17,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import lightning
+from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -27,6 +28,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from span_sparse.cli.option_errors import explain
 from span_sparse.errors import ConfigError
+from span_sparse.models import NetworkConfig
 from span_sparse.training import SlideClassifier
 from span_sparse.training.checkpoint import checked_checkpoint
 from span_sparse.training.prediction import prediction_frame
@@ -218,6 +220,9 @@ def main(args: list[str]) -> int:
     Raises:
         SpanError: bad input.
     """
+    # jsonargparse takes a data class for its fields and ignores `class_path`: of two networks with the same settings
+    # the first one of the union would be built, and config.yaml would not say which
+    set_parsing_settings(subclasses_enabled=list(get_args(NetworkConfig)))
     with warnings.catch_warnings():
         _quieten()
         try:

@@ -38,6 +38,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from span_sparse.datasets.demo_layout import CLUSTERED, SCATTERED, Layout, lay_out, turn
 from span_sparse.datasets.demo_painting import Appearance, paint, scan, write_slide
 from span_sparse.errors import CohortError
+from span_sparse.files import write_atomically
 from span_sparse.grid import LatticeSpec
 
 DEMO_VERSION: Final = 1
@@ -168,8 +169,8 @@ def make_demo_cohort(
         if missing or not cohort_csv.exists():
             cohort_csv.unlink(missing_ok=True)
             _write_slides(missing, slides_dir, num_processes, progress)
-            _write_text(root / "foci.csv", _foci_table(slides))
-            _write_text(cohort_csv, _cohort_table(slides))
+            write_atomically(root / "foci.csv", _foci_table(slides).encode())
+            write_atomically(cohort_csv, _cohort_table(slides).encode())
     except OSError as error:
         raise CohortError(
             f"{root}: the demo cohort cannot be written ({error}); name a folder you may write to, with 200 MB free"
@@ -258,7 +259,7 @@ def _start_over(root: Path, wanted: dict[str, Any]) -> None:
     for stale in slides_dir.glob(f"{_PREFIX}p*.tiff"):
         stale.unlink()
     root.mkdir(parents=True, exist_ok=True)
-    _write_text(root / "demo.json", json.dumps(wanted, indent=2) + "\n")
+    write_atomically(root / "demo.json", (json.dumps(wanted, indent=2) + "\n").encode())
     slides_dir.mkdir(exist_ok=True)
 
 
@@ -313,12 +314,3 @@ def _as_csv(columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     writer.writerow(columns)
     writer.writerows(rows)
     return stream.getvalue()
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

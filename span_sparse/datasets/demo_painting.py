@@ -13,7 +13,6 @@ between clustered and scattered foci, and a mean over patches would see it.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
 from span_sparse.datasets.demo_layout import Layout
+from span_sparse.files import replacing
 
 TILE_PX: Final = 256
 LEVEL_DOWNSAMPLES: Final = (1, 4, 16)
@@ -123,26 +123,21 @@ def write_slide(path: Path, picture: NDArray[np.uint8], mpp: float) -> None:
         picture: uint8 RGB `[height, width, 3]`.
         mpp: micrometres per pixel, stored as pixels per centimetre.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        with tifffile.TiffWriter(stream) as writer:
-            for level, downsample in enumerate(LEVEL_DOWNSAMPLES):
-                writer.write(
-                    _shrink(picture, downsample),
-                    tile=(TILE_PX, TILE_PX),
-                    photometric="rgb",
-                    compression="adobe_deflate",
-                    compressionargs={"level": 3},
-                    predictor=True,
-                    subfiletype=0 if level == 0 else 1,
-                    resolution=(10_000 / (mpp * downsample), 10_000 / (mpp * downsample)),
-                    resolutionunit="CENTIMETER",
-                    software="span-sparse demo cohort",
-                    metadata=None,
-                )
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    with replacing(path) as stream, tifffile.TiffWriter(stream) as writer:
+        for level, downsample in enumerate(LEVEL_DOWNSAMPLES):
+            writer.write(
+                _shrink(picture, downsample),
+                tile=(TILE_PX, TILE_PX),
+                photometric="rgb",
+                compression="adobe_deflate",
+                compressionargs={"level": 3},
+                predictor=True,
+                subfiletype=0 if level == 0 else 1,
+                resolution=(10_000 / (mpp * downsample), 10_000 / (mpp * downsample)),
+                resolutionunit="CENTIMETER",
+                software="span-sparse demo cohort",
+                metadata=None,
+            )
 
 
 def _shrink(picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from span_sparse.evaluation import bootstrap
-from span_sparse.evaluation.files import write_atomically
 from span_sparse.evaluation.predictions import PredictionTable
 from span_sparse.evaluation.statistics import DEFAULT_RESAMPLES, auc_classes, classification_metrics
+from span_sparse.files import write_atomically
 
 OKABE_ITO: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 DASHES: Final = ("-", "--", "-.", ":")

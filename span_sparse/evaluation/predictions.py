@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from span_sparse.errors import PredictionTableError
-from span_sparse.evaluation.files import write_atomically
+from span_sparse.files import write_atomically
 
 SLIDE_ID: Final = "slide_id"
 CASE_ID: Final = "case_id"

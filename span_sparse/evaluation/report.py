@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from span_sparse.errors import PredictionTableError
 from span_sparse.evaluation.figures import confusion_figure, roc_figure, write_figure
-from span_sparse.evaluation.files import write_atomically
 from span_sparse.evaluation.predictions import PredictionTable, write_predictions
 from span_sparse.evaluation.statistics import DEFAULT_RESAMPLES, metrics_by_split
+from span_sparse.files import write_atomically
 
 PREDICTIONS: Final = "predictions.csv"
 METRICS_FILE: Final = "metrics.json"

@@ -8,12 +8,13 @@ moment of a run and after a kill. It is a log for people: whether a slide is com
 from __future__ import annotations
 
 import csv
-import os
-import tempfile
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from span_sparse.files import write_atomically
 
 COLUMNS: Final = ("slide_id", "status", "error", "seconds", "num_patches")
 DONE: Final = "done"
@@ -53,20 +54,13 @@ def write_process_list(path: Path, statuses: Iterable[SlideStatus]) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    handle, temporary = tempfile.mkstemp(prefix=".process_list.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for row in statuses:
-                error = " ".join(row.error.split())
-                writer.writerow((row.slide_id, row.status, error, f"{row.seconds:.2f}", row.num_patches))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for row in statuses:
+        error = " ".join(row.error.split())
+        writer.writerow((row.slide_id, row.status, error, f"{row.seconds:.2f}", row.num_patches))
+    write_atomically(path, text.getvalue().encode())
 
 
 def read_process_list(path: Path) -> list[SlideStatus]:

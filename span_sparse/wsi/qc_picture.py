@@ -9,8 +9,6 @@ Cells are drawn as squares while they are large enough to be told apart, and as 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from numpy.typing import NDArray
 
+from span_sparse.files import replacing
 from span_sparse.grid import Lattice
 from span_sparse.wsi.reader import SlideReader
 from span_sparse.wsi.thumbnail import read_thumbnail
@@ -78,7 +77,8 @@ def write_qc_picture(
         0.5, 1.0 - 0.08 / height_in, _title(reader, tissue, lattice, len(grid), mpp_source),
         ha="center", va="top", fontsize=8, parse_math=False, linespacing=1.35,
     )  # fmt: skip
-    _save(figure, path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": "span-sparse"})
 
 
 def _figure(reader: SlideReader) -> Figure:
@@ -142,17 +142,3 @@ def _draw_scale_bar(axes: Axes, width_px0: int, slide_mpp: float) -> None:
     axes.annotate("", xy=(start, -0.01), xytext=(end, -0.01), xycoords=place["xycoords"], textcoords=place["xycoords"],
                   annotation_clip=False, arrowprops=bar)  # fmt: skip
     axes.annotate(text, xy=(end, -0.01), xytext=(6, 0), va="center", fontsize=8, **place)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write beside the target, flush to disk, rename."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:32]}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            figure.savefig(file, format="png", metadata={"Software": "span-sparse"})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 - atomic on every platform
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
