@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
+from span_sparse.errors import BatchError
 from span_sparse.sparse.indice_maps import KernelMap, strided_map
 from span_sparse.sparse.sites import SparseSites, make_sites
 from span_sparse.sparse.windows import WindowMaps, window_maps
@@ -66,11 +67,17 @@ def build_pyramid(
         dilation: step of the taps.
 
     Raises:
-        BatchError: the coordinates are not a valid batch (see `make_sites`).
+        BatchError: the coordinates are not a valid batch (see `make_sites`), or a dilated kernel reads no patch of a
+            slide.
     """
     sites, order = make_sites(coords, num_slides, multiple_of=stride ** (num_levels - 1))
     levels = [Level(sites, window_maps(sites, window_size), None)]
-    for _ in range(num_levels - 1):
+    for number in range(1, num_levels):
         sites, children = strided_map(sites, kernel_size, stride, dilation)
+        if 0 in sites.counts:
+            raise BatchError(
+                f"slide {sites.counts.index(0)} of the batch has no cell at pyramid level {number}: with stride "
+                f"{stride} and dilation {dilation} no kernel reads its patches; use dilation 1 or more patches"
+            )
         levels.append(Level(sites, window_maps(sites, window_size), children))
     return Pyramid(tuple(levels), order)

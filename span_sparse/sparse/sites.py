@@ -20,6 +20,10 @@ MAX_SITES_KEY = 2**31 - 1
 """spconv hashes `(slide · rows + row) · cols + col` as int32."""
 
 
+MAX_EXTENT = 2**30
+"""Extents are rounded up to windows and strides afterwards and must stay int32."""
+
+
 @dataclass(frozen=True, slots=True)
 class SparseSites:
     """Active cells of one pyramid level of a batch, ordered by (slide, row, col).
@@ -97,7 +101,7 @@ def make_sites(
             f"found (slide, row, col) from {low} to {high}"
         )
     rows, cols = (-(-(bound + 1) // multiple_of) * multiple_of for bound in high[1:])
-    if num_slides * rows * cols > MAX_SITES_KEY:
+    if num_slides * rows * cols > MAX_SITES_KEY or max(rows, cols) > MAX_EXTENT:
         raise BatchError(
             f"{num_slides} slides of {rows} × {cols} lattice cells exceed spconv's 2^31 cells a batch; "
             "use fewer slides a batch or larger patches"

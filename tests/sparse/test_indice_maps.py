@@ -23,16 +23,16 @@ def sites_of(rows: set[tuple[int, int, int]], multiple_of: int = 1) -> SparseSit
 
 
 @settings(max_examples=60, deadline=None)
-@given(cells, st.sampled_from([(2, 2), (3, 3), (3, 2), (2, 1)]))
-def test_strided_map_is_sound_and_complete(rows: set[tuple[int, int, int]], shape: tuple[int, int]) -> None:
-    kernel, stride = shape
+@given(cells, st.sampled_from([(2, 2, 1), (3, 3, 1), (3, 2, 1), (2, 1, 1), (2, 2, 2), (3, 2, 2), (3, 1, 2), (3, 3, 2)]))
+def test_strided_map_is_sound_and_complete(rows: set[tuple[int, int, int]], shape: tuple[int, int, int]) -> None:
+    kernel, stride, dilation = shape
     sites = sites_of(rows)
-    outputs, table = strided_map(sites, kernel, stride)
+    outputs, table = strided_map(sites, kernel, stride, dilation)
     row_of = {tuple(site): row for row, site in enumerate(sites.coords.tolist())}
     expected = {}
     for slide, row, col in row_of:
         for tap in range(kernel * kernel):
-            y, x = row - tap // kernel, col - tap % kernel
+            y, x = row - dilation * (tap // kernel), col - dilation * (tap % kernel)
             if y >= 0 and x >= 0 and y % stride == 0 and x % stride == 0:
                 expected[(slide, y // stride, x // stride), tap] = row_of[slide, row, col]
     found = {
@@ -44,6 +44,23 @@ def test_strided_map_is_sound_and_complete(rows: set[tuple[int, int, int]], shap
     assert found == expected
     assert outputs.coords.tolist() == [list(site) for site in sorted({site for site, _ in expected})]
     assert sum(outputs.counts) == len(outputs) == table.num_outputs
+    assert table.active_counts().tolist() == [
+        sum(site == tuple(output) for site, _ in expected) for output in outputs.coords.tolist()
+    ]
+    if dilation == 1:  # a dilation that shares a factor with the stride leaves sites out by its definition
+        assert set(expected.values()) == set(range(len(sites)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(cells, st.sampled_from([(2, 2, 1), (3, 2, 1), (3, 1, 2), (2, 2, 2)]))
+def test_transposed_holds_the_same_pairs(rows: set[tuple[int, int, int]], shape: tuple[int, int, int]) -> None:
+    sites = sites_of(rows)
+    outputs, table = strided_map(sites, *shape)
+    back = table.transposed()
+    pairs = {(o, tap, i) for o, taps in enumerate(table.table.tolist()) for tap, i in enumerate(taps) if i >= 0}
+    assert {(o, tap, i) for i, taps in enumerate(back.table.tolist()) for tap, o in enumerate(taps) if o >= 0} == pairs
+    assert (back.num_outputs, back.num_inputs) == (len(sites), len(outputs))
+    assert torch.equal(back.transposed().table, table.table)
 
 
 @settings(max_examples=40, deadline=None)
