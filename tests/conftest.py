@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
-PACKAGES = [
-    "span_sparse.sparse",
-    "span_sparse.nn",
-    "span_sparse.models",
-    "span_sparse.datasets",
-    "span_sparse.training",
-]
+# not `training`: a checkpoint calls its constructors with plain values instead of settings objects
+PACKAGES = ["span_sparse.sparse", "span_sparse.nn", "span_sparse.models", "span_sparse.datasets"]
 _hook = install_import_hook(PACKAGES, "beartype.beartype")
-
-REFERENCE = Path(__file__).parents[1] / ".." / "shared" / "reference"
 
 
 @pytest.fixture(autouse=True)

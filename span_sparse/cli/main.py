@@ -22,12 +22,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Final
 
 from span_sparse.errors import SpanError
 
-VERBS: Final = ("inspect", "extract", "validate", "evaluate", "doctor")
-"""Each is a module of this package with `DESCRIPTION`, `build_parser()` and `run(args)`."""
+VERBS: Final = ("inspect", "extract", "validate", "evaluate", "convert-weights", "doctor")
+"""Each is a module of this package, `-` as `_`, with `DESCRIPTION`, `build_parser()` and `run(args)`."""
 
 TRAINING_VERBS: Final = {
     "fit": "Train a model: `span fit --config experiments/span.yaml` (the same as `lightning fit ...`).",
@@ -66,8 +67,12 @@ def _span(arguments: Sequence[str]) -> int:
         return _training(arguments)
     if verb not in VERBS:
         return _unknown(verb, (*VERBS, *TRAINING_VERBS))
-    module = importlib.import_module(f"span_sparse.cli.{verb}")
+    module = _module(verb)
     return int(module.run(module.build_parser().parse_args(rest)) or 0)
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"span_sparse.cli.{verb.replace('-', '_')}")
 
 
 def _lightning(arguments: Sequence[str]) -> int:
@@ -118,9 +123,9 @@ def _help() -> str:
         "",
         "verbs:",
     ]
-    descriptions = {verb: importlib.import_module(f"span_sparse.cli.{verb}").DESCRIPTION for verb in VERBS}
+    descriptions = {verb: _module(verb).DESCRIPTION for verb in VERBS}
     ordered = [*VERBS[:3], *TRAINING_VERBS, *VERBS[3:]]
-    lines += [f"  {verb:<10}{(descriptions | TRAINING_VERBS)[verb]}" for verb in ordered]
+    lines += [f"  {verb:<17}{(descriptions | TRAINING_VERBS)[verb]}" for verb in ordered]
     lines += [
         "",
         "options:",

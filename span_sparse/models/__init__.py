@@ -1,5 +1,7 @@
 """Networks: settings and presets, SPAN-MIL, SPAN-UNet, the baselines without context, weights of the authors' code."""
 
+from span_sparse.models.attention_maps import attention_maps
+from span_sparse.models.bundle import load_network, write_bundle
 from span_sparse.models.config import (
     AttentionPoolingConfig,
     MeanPoolingConfig,
@@ -30,12 +32,15 @@ __all__ = [
     "SpanUnet",
     "SpanUnetConfig",
     "SpanUnetOutput",
+    "attention_maps",
     "build_network",
     "config_from_official",
     "convert_state_dict",
+    "load_network",
     "network_as_dict",
     "network_from_dict",
     "span_mil",
     "span_survival",
     "span_unet",
+    "write_bundle",
 ]

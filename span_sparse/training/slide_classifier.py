@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from span_sparse.datasets import ClassificationTask, SlideBatch
 from span_sparse.errors import CheckpointError, ConfigError
 from span_sparse.losses import cross_entropy
-from span_sparse.models import NetworkConfig, SpanMilConfig, build_network, network_as_dict, network_from_dict
+from span_sparse.models import (
+    NetworkConfig,
+    SpanMilConfig,
+    SpanUnetConfig,
+    build_network,
+    network_as_dict,
+    network_from_dict,
+)
 from span_sparse.training.optimisation import parameter_groups, warm_up_cosine
 from span_sparse.training.outcomes import OutcomeCollector, Outcomes
 
@@ -65,7 +72,10 @@ class SlideClassifier(lightning.LightningModule):
     ) -> None:
         super().__init__()
         if isinstance(network, dict):  # from a checkpoint
-            network = network_from_dict(network)
+            saved = network_from_dict(network)
+            if isinstance(saved, SpanUnetConfig):
+                raise CheckpointError("the checkpoint holds a SPAN-UNet, which labels patches, not slides")
+            network = saved
         self.settings: NetworkConfig = SpanMilConfig() if network is None else network
         if learning_rate <= 0 or weight_decay < 0 or warm_up_epochs < 0:
             raise ConfigError(

@@ -122,7 +122,10 @@ def test_an_unknown_verb_is_corrected(monkeypatch, capsys):
     assert call(monkeypatch, main.span, "extrcat", "--cohort", "c.csv") == 2
     assert capsys.readouterr().err == "error: span has no verb 'extrcat'; did you mean `span extract`?\n"
     assert call(monkeypatch, main.span, "zzz") == 2
-    assert "expected one of inspect, extract, validate, evaluate, doctor, fit, test" in capsys.readouterr().err
+    assert (
+        "expected one of inspect, extract, validate, evaluate, convert-weights, doctor, fit, test"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,10 +186,10 @@ def test_help_lists_every_verb_with_its_description(monkeypatch, capsys):
     assert call(monkeypatch, main.span, "--help") == 0
     shown = capsys.readouterr().out
     for name in main.VERBS:
-        module = importlib.import_module(f"span_sparse.cli.{name}")
-        assert f"  {name:<10}{module.DESCRIPTION}" in shown
+        module = importlib.import_module(f"span_sparse.cli.{name.replace('-', '_')}")
+        assert f"  {name:<17}{module.DESCRIPTION}" in shown
         assert module.build_parser().prog == f"span {name}"
-    assert "  fit       Train a model" in shown
+    assert f"  {'fit':<17}Train a model" in shown
     assert call(monkeypatch, main.span) == 2
 
 
