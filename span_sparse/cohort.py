@@ -123,7 +123,7 @@ class CohortTable:
         return dict(zip(self.frame[SLIDE_ID], self.frame[column], strict=True))
 
     def splits(self, column: str) -> dict[str, str]:
-        """Side of each slide: train, val or test.
+        """Side of each slide, train, val or test; a slide without a value takes no part and is left out.
 
         Raises:
             CohortError: there is no such column, or it holds something else; names the line.
@@ -132,10 +132,12 @@ class CohortTable:
         sides: dict[str, str] = {}
         lines = self.lines or range(2, len(self.frame) + 2)
         for line, slide_id, value in zip(lines, self.frame[SLIDE_ID], self.frame[column], strict=True):
+            if value is None:
+                continue
             if value not in SPLIT_VALUES:
                 raise CohortError(
-                    f"{self.path}, line {line}, column {column!r}: expected one of {', '.join(SPLIT_VALUES)}, "
-                    f"found {'nothing' if value is None else repr(value)} for slide {slide_id!r}"
+                    f"{self.path}, line {line}, column {column!r}: expected one of {', '.join(SPLIT_VALUES)} or "
+                    f"nothing, found {value!r} for slide {slide_id!r}"
                 )
             sides[slide_id] = value
         return sides
@@ -149,6 +151,8 @@ class CohortTable:
         seen: dict[str, tuple[str, str]] = {}
         sides = self.splits(column)
         for slide_id, case_id in zip(self.frame[SLIDE_ID], self.frame[CASE_ID], strict=True):
+            if slide_id not in sides:
+                continue
             side = sides[slide_id]
             first_slide, first_side = seen.setdefault(case_id, (slide_id, side))
             if first_side != side:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -14,3 +22,86 @@ _hook = install_import_hook(PACKAGES, "beartype.beartype")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+NUM_CHANNELS = 16
+SPLITS = ("train", "train", "train", "train", "train", "train", "val", "val", "val", "val", *["test"] * 7)
+
+
+@dataclass(frozen=True)
+class TinyCohort:
+    """A store of a few small slides with random features, and its table; a copy of its own for every test."""
+
+    root: Path
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def csv(self) -> Path:
+        return self.root / "cohort.csv"
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        return pd.read_csv(self.csv, dtype=str, keep_default_na=False)
+
+    def change(self, **columns: Any) -> None:
+        """Replaces columns of the table; None drops one."""
+        frame = self.frame
+        for name, values in columns.items():
+            frame = frame.drop(columns=name) if values is None else frame.assign(**{name: values})
+        frame.to_csv(self.csv, index=False)
+
+    def data_arguments(self) -> list[str]:
+        """For the command line of `lightning fit`."""
+        return [
+            "--data=span_sparse.datasets.datamodule.SlideDataModule",
+            f"--data.init_args.store={self.store}",
+            f"--data.init_args.cohort={self.csv}",
+        ]
+
+
+@pytest.fixture(scope="session")
+def _tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> TinyCohort:
+    from span_sparse.grid import LatticeSpec
+    from span_sparse.store import FeatureStore, SlideRecord
+    from span_sparse.types import EncoderIdentity
+
+    cohort = TinyCohort(tmp_path_factory.mktemp("tiny"))
+    spec = LatticeSpec(patch_size_px=32, target_mpp=1.0)
+    encoder = EncoderIdentity("stain-texture", "1", "descriptor", NUM_CHANNELS, 32, 1.0, "float32")
+    random = np.random.default_rng(0)
+    rows = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        store = FeatureStore.create(cohort.store)
+        for number, split in enumerate(SPLITS):
+            cells = random.permutation(100)[: 12 + 3 * number]
+            grid = np.stack(np.divmod(cells, 10), axis=1).astype(np.int32)
+            lattice = spec.on_slide(1.0)
+            store.write(
+                SlideRecord(
+                    slide_id=f"s{number:02d}",
+                    case_id=f"p{number:02d}",
+                    features=random.standard_normal((len(grid), NUM_CHANNELS)).astype(np.float32),
+                    grid=grid,
+                    coords=lattice.to_px0(grid),
+                    lattice=lattice,
+                    mpp_source="cohort",
+                    encoder=encoder,
+                    slide_checksum=f"sha256:{number:02x}",
+                    width_px0=330,
+                    height_px0=330,
+                    provenance={},
+                )
+            )
+            rows.append((f"s{number:02d}", f"p{number:02d}", "ab"[number % 2], split))
+    pd.DataFrame(rows, columns=["slide_id", "case_id", "label", "split"]).to_csv(cohort.csv, index=False)
+    return cohort
+
+
+@pytest.fixture
+def tiny_cohort(_tiny_cohort: TinyCohort, tmp_path: Path) -> TinyCohort:
+    shutil.copytree(_tiny_cohort.root, tmp_path / "tiny")
+    return TinyCohort(tmp_path / "tiny")

@@ -143,10 +143,12 @@ def test_splits(table):
         CohortError, match=r"column 'split': case 'P' is on two sides, slide 'a' in train and slide 'b' in val"
     ):
         cohort.check_no_leakage("split")
+    assert cohort.splits("split_1") == {"b": "test", "c": "train"}
+    cohort.check_no_leakage("split_1")
     with pytest.raises(
-        CohortError, match=r"line 2, column 'split_1': expected one of train, val, test, found nothing for slide 'a'"
+        CohortError, match=r"line 2, column 'split': expected one of train, val, test or nothing, found 'Train'"
     ):
-        cohort.splits("split_1")
+        table("slide_id,case_id,split\na,P,Train\n").splits("split")
     with pytest.raises(CohortError, match=r"no column 'fold_7'; it has slide_id, case_id"):
         cohort.splits("fold_7")
     with pytest.raises(CohortError, match="no column 'grade'"):

@@ -50,7 +50,7 @@ class SlideDataModule(lightning.LightningDataModule):
         batch_size: int = 1,
         num_workers: int = 0,
         augment: bool = True,
-        cache_mib: float = 1024,
+        cache_mib: float = 1024.0,
         seed: int = 0,
     ) -> None:
         super().__init__()

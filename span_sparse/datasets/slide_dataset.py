@@ -53,7 +53,7 @@ class SlideDataset(Dataset[SlideSample]):
         items: Sequence[SlideItem],
         *,
         augment_seed: int | None = None,
-        cache_mib: float = 0,
+        cache_mib: float = 0.0,
     ) -> None:
         self.store = store
         self.items = tuple(items)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import pytest
+
+from span_sparse.datasets.datamodule import SlideDataModule
+from span_sparse.errors import CohortError, ConfigError, SpanError, StoreError
+from span_sparse.store import FeatureStore
+
+
+def module(cohort, **settings) -> SlideDataModule:
+    return SlideDataModule(str(cohort.store), str(cohort.csv), **settings)
+
+
+def test_splits_labels_and_task(tiny_cohort) -> None:
+    data = module(tiny_cohort, batch_size=4)
+    data.setup("fit")
+    assert [len(data.items(split)) for split in ("train", "val", "test")] == [6, 4, 7]
+    assert [(item.slide_id, item.case_id, item.label) for item in data.items("val")] == [
+        ("s06", "p06", 0), ("s07", "p07", 1), ("s08", "p08", 0), ("s09", "p09", 1),
+    ]  # fmt: skip
+    assert data.task.class_names == ("a", "b")
+    assert (data.task.encoder.name, data.task.num_features) == ("stain-texture", 16)
+    assert data.task.lattice.patch_size_px == 32
+    indices = [index for batch in data.train_dataloader() for index in batch.indices.tolist()]
+    assert sorted(indices) == list(range(6))
+    assert [batch.num_slides for batch in data.test_dataloader()] == [4, 3]
+    assert [index for batch in data.test_dataloader() for index in batch.indices.tolist()] == list(range(7))
+
+
+def test_workers_see_what_the_training_process_sees(tiny_cohort) -> None:
+    alone, with_workers = module(tiny_cohort, batch_size=2), module(tiny_cohort, batch_size=2, num_workers=2)
+    for data in (alone, with_workers):
+        data.setup()
+    for ours, theirs in zip(alone.train_dataloader(), with_workers.train_dataloader(), strict=True):
+        assert ours.indices.tolist() == theirs.indices.tolist()
+        assert ours.coords.tolist() == theirs.coords.tolist()
+
+
+def test_the_order_of_the_classes_can_be_chosen(tiny_cohort) -> None:
+    data = module(tiny_cohort, class_names=["b", "a"])
+    data.setup()
+    assert [item.label for item in data.items("val")] == [1, 0, 1, 0]
+
+
+def test_unlabelled_test_slides_are_kept_others_refused(tiny_cohort) -> None:
+    labels = tiny_cohort.frame["label"].tolist()
+    labels[-1] = ""
+    tiny_cohort.change(label=labels)
+    data = module(tiny_cohort)
+    data.setup()
+    assert data.items("test")[-1].label == -1
+    labels[0] = ""
+    tiny_cohort.change(label=labels)
+    with pytest.raises(CohortError, match=r"slide 's00' of split train has the label None .* one of \['a', 'b'\]"):
+        module(tiny_cohort).setup()
+
+
+def test_slides_without_a_split_are_left_out(tiny_cohort) -> None:
+    splits = tiny_cohort.frame["split"].tolist()
+    splits[0] = splits[-1] = ""
+    tiny_cohort.change(split=splits)
+    data = module(tiny_cohort)
+    data.setup()
+    assert [len(data.items(split)) for split in ("train", "val", "test")] == [5, 4, 6]
+
+
+def another_encoder(cohort) -> None:
+    store = FeatureStore(cohort.store)
+    record = store.read("s09")
+    store.write(dataclasses.replace(record, encoder=dataclasses.replace(record.encoder, revision="2")), overwrite=True)
+
+
+def with_values(column: str, **replacements: str) -> Callable:
+    """Changes single cells, given as `s00="value"`."""
+
+    def change(cohort) -> None:
+        frame = cohort.frame
+        for slide, value in replacements.items():
+            frame.loc[frame["slide_id"] == slide, column] = value
+        frame.to_csv(cohort.csv, index=False)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("break_it", "settings", "error", "message"),
+    [
+        (with_values("case_id", s00="p09"), {}, CohortError, r"(?s)p09.*(train.*val|val.*train)"),
+        (with_values("label", s01="a", s03="a", s05="a"), {}, CohortError, r"at least two classes; found \['a'\]"),
+        (with_values("label", s01="a", s03="a", s05="a"), {"class_names": ["a", "b"]}, CohortError, r"none of \['b'\]"),
+        (with_values("label", s07="c"), {}, CohortError, r"slide 's07' of split val has the label 'c'"),
+        (with_values("slide_id", s04="absent"), {}, StoreError, r"1 of 17 slides .* first 'absent'; run `span ext"),
+        (lambda cohort: None, {"split": "fold_1"}, CohortError, r"fold_1"),
+        (lambda cohort: None, {"label": "grade"}, CohortError, r"grade"),
+        (lambda cohort: cohort.change(split="train"), {}, CohortError, r"into train and val, found \['train'\]"),
+        (with_values("split", s00="training"), {}, CohortError, r"training"),
+        (another_encoder, {}, StoreError, r"(?s)revision.*"),
+        (lambda cohort: cohort.csv.unlink(), {}, CohortError, r"cohort\.csv"),
+    ],
+    ids=[
+        "leakage", "one class", "a class without slides", "unknown label", "missing slide", "no split column",
+        "no label column", "no validation", "unknown split", "two encoders", "no table",
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_the_data_is_said_before_training(
+    tiny_cohort, monkeypatch, break_it, settings: dict[str, str], error: type[SpanError], message: str
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    break_it(tiny_cohort)
+    with pytest.raises(error, match=message):
+        module(tiny_cohort, **settings).setup()
+
+
+def test_settings_that_cannot_work(tiny_cohort) -> None:
+    with pytest.raises(ConfigError, match="batch_size 0 must be at least 1"):
+        module(tiny_cohort, batch_size=0)
+    tiny_cohort.change(split=["train"] * 10 + ["val"] * 7)
+    data = module(tiny_cohort)
+    data.setup()
+    with pytest.raises(CohortError, match="puts no slide into test"):
+        data.test_dataloader()
