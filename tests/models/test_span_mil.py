@@ -70,7 +70,7 @@ def test_a_far_patch_changes_neither_other_slides_nor_any_pairing() -> None:
     slides = [random_slide(30, 9, 1), random_slide(25, 9, 2)]
     features = torch.randn(55, 32)
     before = model.run(features, batch_of(*slides), 2)
-    far = torch.tensor([[0, 4001, 2997]], dtype=torch.int32)
+    far = torch.tensor([[0, 40_001, 2997]], dtype=torch.int32)
     after = model.run(torch.cat([features, torch.randn(1, 32)]), torch.cat([batch_of(*slides), far]), 2)
     torch.testing.assert_close(after.logits[1], before.logits[1], rtol=0, atol=1e-5)
     for old, new in zip(before.pyramid.levels[1:], after.pyramid.levels[1:], strict=True):
