@@ -70,8 +70,8 @@ class DepthwiseConvolution(nn.Module):
     def forward(
         self, features: Float[Tensor, "tokens channels"], kernel_map: KernelMap
     ) -> Float[Tensor, "outputs channels"]:
-        """Sums each output's inputs, weighted by tap and channel."""
-        output = depthwise_convolution(features, self.weight, kernel_map)
+        """Sums each output's inputs, weighted by tap and channel, in the weights' dtype whatever autocast says."""
+        output = depthwise_convolution(features.to(self.weight.dtype), self.weight, kernel_map)
         return output if self.bias is None else output + self.bias
 
     def constant(self, rows: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:

@@ -64,8 +64,8 @@ class DepthwiseInverse(nn.Module):
     def forward(
         self, features: Float[Tensor, "coarse channels"], children: KernelMap
     ) -> Float[Tensor, "fine channels"]:
-        """Distributes every coarse row to the sites it was made of."""
-        output = depthwise_convolution(features, self.weight, children.transposed())
+        """Distributes every coarse row to the sites it was made of, in the weights' dtype whatever autocast says."""
+        output = depthwise_convolution(features.to(self.weight.dtype), self.weight, children.transposed())
         return output if self.bias is None else output + self.bias
 
     def constant(self, rows: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:
