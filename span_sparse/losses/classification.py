@@ -47,4 +47,6 @@ def multi_label_bce(
     losses = F.binary_cross_entropy_with_logits(
         logits, targets.nan_to_num(), pos_weight=positive_weights, reduction="none"
     )
-    return (losses * known).sum(dim=1) / known.sum(dim=1)
+    count = known.sum(dim=1)
+    means = (losses * known).sum(dim=1) / count.clamp(min=1)  # never 0 / 0: its gradient is NaN even where masked
+    return means.masked_fill(count == 0, torch.nan)

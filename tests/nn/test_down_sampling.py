@@ -45,7 +45,7 @@ def pyramid_of(settings: SamplingSettings) -> Pyramid:
 
 
 def kernel_of(operator: nn.Module, kind: str, kernel_size: int) -> Tensor:
-    """`[taps, out, in]` of every operation: depthwise ones are diagonal, a merging Linear has its slots side by side."""
+    """`[taps, out, in]` of every operation: depthwise ones are diagonal, a Linear has its slots side by side."""
     if kind == "patchconv":
         return operator.convolution.weight.permute(1, 2, 0, 3).flatten(0, 1)
     if kind == "dwpatchconv":
