@@ -69,7 +69,7 @@ class SaveResolvedConfig(SaveConfigCallback):
             return
         run_dir = Path(trainer.default_root_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(run_dir / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(self.config, str(run_dir / "config.yaml"), skip_unset=False, overwrite=True, multifile=False)
 
 
 class SpanCLI(LightningCLI):
@@ -200,13 +200,16 @@ def _shown(path: str) -> Path:
     return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
 
 
-def _quieten() -> None:
-    """Silences three lines of lightning 2.6 that a user can do nothing about.
+def _quieten(verb: str) -> None:
+    """Silences four lines of lightning 2.6 that a user can do nothing about.
 
     A deprecation inside Lightning's own use of torch's pytree (torch 2.13); an advice to install litlogger, which would
-    bring lightning-sdk, whose script takes the name `lightning` away from this package; and that the folder of the
-    checkpoints is not empty, which `before_fit` says better.
+    bring lightning-sdk, whose script takes the name `lightning` away from this package; that the folder of the
+    checkpoints is not empty, which `before_fit` says better; and, when nothing is trained, that checkpoints would now
+    be written to another folder than that of the checkpoint at hand.
     """
+    if verb != "fit":
+        warnings.filterwarnings("ignore", "The dirpath has changed from", UserWarning)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty", UserWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -220,11 +223,9 @@ def main(args: list[str]) -> int:
     Raises:
         SpanError: bad input.
     """
-    # jsonargparse takes a data class for its fields and ignores `class_path`: of two networks with the same settings
-    # the first one of the union would be built, and config.yaml would not say which
-    set_parsing_settings(subclasses_enabled=list(get_args(NetworkConfig)))
+    enable_network_classes()
     with warnings.catch_warnings():
-        _quieten()
+        _quieten(args[0])
         try:
             SpanCLI(
                 lightning.LightningModule,
@@ -246,6 +247,15 @@ def main(args: list[str]) -> int:
         except MisconfigurationException as error:  # devices that are not there, a metric that nobody logs, ...
             raise ConfigError(" ".join(str(error).split())) from error
     return 0
+
+
+def enable_network_classes() -> None:
+    """Lets a YAML name the class of a network.
+
+    jsonargparse takes a data class for its fields and ignores `class_path`: of two networks with the same settings the
+    first one of the union would be built, and config.yaml would not say which.
+    """
+    set_parsing_settings(subclasses_enabled=list(get_args(NetworkConfig)))
 
 
 def _verb_settings(verb: str) -> Iterator[tuple[str, str]]:

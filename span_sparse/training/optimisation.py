@@ -1,7 +1,7 @@
 """Which parameters decay, and how does the learning rate move?
 
 AdamW with a cosine over epochs, as in the authors' recipes; ours besides: no weight decay on what is not a matrix of a
-Linear or convolution (norms, biases, position tables, global tokens, attention scores), and a linear warm-up.
+Linear or convolution (norms, biases, position tables, global tokens), and a linear warm-up.
 """
 
 from __future__ import annotations
