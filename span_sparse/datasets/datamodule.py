@@ -13,6 +13,7 @@ import lightning
 from torch.utils.data import DataLoader
 
 from span_sparse.cohort import CohortTable, read_cohort
+from span_sparse.datasets.augment import AugmentationSettings
 from span_sparse.datasets.batch import NO_LABEL, SlideSample, collate
 from span_sparse.datasets.samplers import EvaluationSampler, TrainingSampler
 from span_sparse.datasets.slide_dataset import SlideDataset, SlideItem
@@ -34,7 +35,8 @@ class SlideDataModule(lightning.LightningDataModule):
         class_names: order of the classes; by default sorted names. The last one is the positive class of a binary task.
         batch_size: slides a step and process.
         num_workers: processes that read ahead; 0 reads in the training process.
-        augment: random symmetry of the square for every training slide in every epoch.
+        augment: true: a random symmetry of the square for every training slide in every epoch. Settings, for example
+            `{token_drop: 0.1}`: mirror, shear and rotation too, annealed over the trainer's `max_epochs`. false: none.
         cache_mib: memory for slides that have been read once, per process, in MiB.
         seed: of the order of the slides and of the augmentation.
     """
@@ -49,7 +51,7 @@ class SlideDataModule(lightning.LightningDataModule):
         class_names: list[str] | None = None,
         batch_size: int = 1,
         num_workers: int = 0,
-        augment: bool = True,
+        augment: bool | AugmentationSettings = True,
         cache_mib: float = 1024.0,
         seed: int = 0,
     ) -> None:
@@ -98,8 +100,11 @@ class SlideDataModule(lightning.LightningDataModule):
                 if value == split
             ]
             seed = self.seed if split == "train" and self.augment else None
+            settings = self.augment if isinstance(self.augment, AugmentationSettings) else None
             if items:
-                self._datasets[split] = SlideDataset(store, items, augment_seed=seed, cache_mib=self.cache_mib)
+                self._datasets[split] = SlideDataset(
+                    store, items, augment_seed=seed, augmentation=settings, cache_mib=self.cache_mib
+                )
         if "train" not in self._datasets or "val" not in self._datasets:
             raise CohortError(
                 f"{self.cohort_path}: column {self.split_column!r} must put slides into train and val, "
@@ -134,6 +139,9 @@ class SlideDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[SlideSample]:
         """Shuffled training slides."""
         dataset = self._datasets["train"]
+        # a training limited by steps or time has no known number of epochs (None or -1): no annealing
+        max_epochs = self.trainer.max_epochs if self.trainer is not None else None
+        dataset.num_epochs = max_epochs if max_epochs is not None and max_epochs > 0 else None
         rank, world_size = self._rank()
         return self._loader(dataset, TrainingSampler(len(dataset), seed=self.seed, rank=rank, world_size=world_size))
 

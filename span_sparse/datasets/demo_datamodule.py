@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from span_sparse.cohort import read_cohort
+from span_sparse.datasets.augment import AugmentationSettings
 from span_sparse.datasets.datamodule import SlideDataModule
 from span_sparse.datasets.demo import DEMO_SPEC, make_demo_cohort
 from span_sparse.errors import SlideError
@@ -18,7 +19,7 @@ class DemoDataModule(SlideDataModule):
         root: folder of the demo's slides, table and store.
         batch_size: slides a step and process.
         num_workers: processes that read ahead.
-        augment: random symmetry of the square for every training slide in every epoch.
+        augment: as in `SlideDataModule`.
         seed: of the order of the slides and of the augmentation; the slides themselves are always the same.
         build_processes: processes that paint and read the slides.
     """
@@ -29,7 +30,7 @@ class DemoDataModule(SlideDataModule):
         *,
         batch_size: int = 8,
         num_workers: int = 0,
-        augment: bool = True,
+        augment: bool | AugmentationSettings = True,
         seed: int = 0,
         build_processes: int = 2,
     ) -> None:

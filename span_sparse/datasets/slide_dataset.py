@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
-from span_sparse.datasets.augment import square_symmetry
+from span_sparse.datasets.augment import AugmentationSettings, augment, square_symmetry, training_progress
 from span_sparse.datasets.batch import NO_LABEL, SlideSample
 from span_sparse.store import FeatureStore
 
@@ -37,13 +38,16 @@ class EpochIndex(NamedTuple):
 class SlideDataset(Dataset[SlideSample]):
     """Slides of a store.
 
-    Asked with a plain index, gives the slide as stored; asked with an `EpochIndex`, a random symmetry of it that
-    depends on seed, epoch and index alone, so that neither the number of workers nor of processes changes what is seen.
+    Asked with a plain index, gives the slide as stored; asked with an `EpochIndex`, an augmented one that depends on
+    seed, epoch, index and settings alone, so that neither the number of workers nor of processes changes what is seen.
 
     Args:
         store: where the features are.
         items: the slides.
         augment_seed: None switches augmentation off.
+        augmentation: what happens to a slide; None means one of the eight symmetries of the square.
+        num_epochs: length of the training, for the annealing of `augmentation`; None means no annealing. May be
+            assigned later, but before workers are started.
         cache_mib: slides are kept in memory until this many MiB are used; the rest is read each time.
     """
 
@@ -53,11 +57,14 @@ class SlideDataset(Dataset[SlideSample]):
         items: Sequence[SlideItem],
         *,
         augment_seed: int | None = None,
+        augmentation: AugmentationSettings | None = None,
+        num_epochs: int | None = None,
         cache_mib: float = 0.0,
     ) -> None:
         self.store = store
         self.items = tuple(items)
         self.augment_seed = augment_seed
+        self.augmentation, self.num_epochs = augmentation, num_epochs
         self._cache: dict[int, SlideSample] = {}
         self._cache_bytes_left = cache_mib * 2**20
 
@@ -70,8 +77,12 @@ class SlideDataset(Dataset[SlideSample]):
         if epoch is None or self.augment_seed is None:
             return sample
         generator = torch.Generator().manual_seed(hash((self.augment_seed, epoch, index)) % 2**63)
-        symmetry = int(torch.randint(8, (), generator=generator))
-        return SlideSample(index, sample.features, square_symmetry(sample.grid, symmetry), sample.label)
+        if self.augmentation is None:
+            symmetry = int(torch.randint(8, (), generator=generator))
+            return replace(sample, grid=square_symmetry(sample.grid, symmetry))
+        progress = training_progress(epoch, self.num_epochs)
+        changed = augment(sample.grid, sample.features, self.augmentation, progress, generator)
+        return replace(sample, grid=changed.grid, features=changed.features)
 
     def _read(self, index: int) -> SlideSample:
         record = self.store.read(self.items[index].slide_id)
