@@ -9,24 +9,31 @@ attentions over padded windows, computed apart and merged by their log-sum-exp, 
     A_i = (e^{l1} o1 + e^{l2} o2) / (e^{l1} + e^{l2})
 
 Gathering the up to 7·w² keys of every cell would copy each key seven times; an edge list with a scatter softmax needs
-`[tokens · keys]` memory. Here every key is copied once a pass, in chunks of windows, and the backward pass recomputes
-the scores, so the extra memory beyond q, k, v and the output is one chunk.
+`[tokens · keys]` memory. Here every key is copied once a pass, in chunks of windows that stay in cache, and the
+backward pass recomputes the scores, so the memory beyond q, k, v and the outputs of the passes is one chunk.
+
+Tokens are read and written as rows `[tokens · heads, head_channels]`: one `index_select` then brings a chunk into the
+layout of batched matrix products, without a transposition. Absent slots read another token of their window (never of
+another slide), are excluded as keys by a bias of minus infinity, and write to a spare row after the last one.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from span_sparse.sparse import KernelMap, WindowMaps
 
-CHUNK_ELEMENTS = 2**21
-"""Scores computed at once (windows · heads · slots²): 8 MB in float32, so that a chunk stays in cache."""
+CHUNK_ELEMENTS = 2**17
+"""Scores at once on CPU (windows · heads · slots²): half a megabyte in float32, so that all stays in cache."""
 
+DEVICE_CHUNK_ELEMENTS = 2**26
+"""The same on other devices, which need large launches."""
 
 Reach = Literal["union", "regular", "shifted"]
 """Which windows a token attends to: both, or one of them (each contains the token itself)."""
@@ -73,13 +80,68 @@ def _passes(bias: Tensor, windows: WindowMaps, reach: Reach) -> list[tuple[Kerne
     return [(windows.regular, bias), (windows.shifted, bias.masked_fill(excluded, -torch.inf))]
 
 
-def _chunks(table: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    return table.split(max(1, CHUNK_ELEMENTS // (num_heads * table.shape[1] ** 2)))
+class _Chunk(NamedTuple):
+    """Some windows of a pass.
+
+    Attributes:
+        present: which slots hold a token.
+        reads: row of every window, head and slot; absent slots name a token of their window.
+        writes: the same, but absent slots name the spare row.
+    """
+
+    present: Bool[Tensor, "windows slots"]
+    reads: Int64[Tensor, " rows"]
+    writes: Int64[Tensor, " rows"]
 
 
-def _gather(rows: Tensor, table: Tensor) -> Tensor:
-    """`[tokens, heads, ...]` → `[windows, heads, slots, ...]`; absent slots read row 0 and are masked by the caller."""
-    return rows[table.clamp(min=0)].transpose(1, 2)
+def _chunks(kernel_map: KernelMap, num_heads: int) -> Iterator[_Chunk]:
+    table, spare = kernel_map.table, kernel_map.num_inputs * num_heads
+    elements = CHUNK_ELEMENTS if table.device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
+    heads = torch.arange(num_heads, device=table.device).unsqueeze(1)
+    for part in table.split(max(1, elements // (num_heads * table.shape[1] ** 2))):
+        present = part >= 0
+        tokens = torch.where(present, part, part.amax(dim=1, keepdim=True))
+        reads = tokens.unsqueeze(1) * num_heads + heads  # (windows, heads, slots)
+        writes = torch.where(present.unsqueeze(1), reads, spare)
+        yield _Chunk(present, reads.flatten(), writes.flatten())
+
+
+def _rows(tokens: Tensor) -> Tensor:
+    return tokens.contiguous().flatten(0, 1)  # (tokens · heads, head_channels)
+
+
+def _gather(rows: Tensor, index: Tensor, slots: int) -> Tensor:
+    return rows.index_select(0, index).unflatten(0, (-1, slots))  # (windows · heads, slots, ...)
+
+
+def _with_spare(rows: Tensor) -> Tensor:
+    """Uninitialised rows like `rows`, and the spare one."""
+    return rows.new_empty(len(rows) + 1, *rows.shape[1:])
+
+
+def _scores(queries: Tensor, keys: Tensor, bias: Tensor, present: Tensor) -> Tensor:
+    """`[windows · heads, query slots, key slots]`, of `bias`'s dtype, minus infinity for absent or excluded keys."""
+    absent = bias.new_zeros(present.shape).masked_fill_(~present, -torch.inf)
+    scores = (bias + absent[:, None, None, :]).flatten(0, 1)
+    scale = queries.shape[-1] ** -0.5
+    if scores.dtype == queries.dtype:
+        return scores.baddbmm_(queries, keys.mT, alpha=scale)
+    return scores.add_(queries @ keys.mT, alpha=scale)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, kernel_map: KernelMap, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """One pass over rows: what they read and the log-sum-exp of their scores, with a spare row."""
+    num_heads, slots = bias.shape[:2]
+    output, log_sum = _with_spare(q), _with_spare(q[:, :1].to(bias.dtype))
+    for present, reads, writes in _chunks(kernel_map, num_heads):
+        scores = _scores(_gather(q, reads, slots), _gather(k, reads, slots), bias, present)
+        top = scores.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(bias.dtype).min)
+        weights = scores.sub_(top).exp_()
+        total = weights.sum(dim=-1, keepdim=True)
+        read = (weights.to(v.dtype) @ _gather(v, reads, slots)).div_(total.clamp(min=torch.finfo(bias.dtype).tiny))
+        output.index_copy_(0, writes, read.flatten(0, 1))
+        log_sum.index_copy_(0, writes, top.add_(total.log_()).flatten(0, 1))
+    return output, log_sum
 
 
 class _WindowAttention(torch.autograd.Function):
@@ -87,61 +149,48 @@ class _WindowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, windows: WindowMaps, reach: Reach) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        scale = q.shape[-1] ** -0.5
-        outputs, log_sums = [], []
-        for kernel_map, pass_bias in _passes(bias, windows, reach):
-            output, log_sum = torch.empty_like(q), q.new_empty(q.shape[:2])
-            for table in _chunks(kernel_map.table, q.shape[1]):
-                present = table >= 0
-                scores = _scores(_gather(q, table) * scale, _gather(k, table), pass_bias, present)
-                top = scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(q.dtype).min)
-                weights = (scores - top).exp_()
-                total = weights.sum(dim=-1, keepdim=True)
-                values = (weights @ _gather(v, table)) / total.clamp(min=torch.finfo(q.dtype).tiny)
-                rows = table[present]
-                output[rows] = values.transpose(1, 2)[present]
-                log_sum[rows] = (top + total.log()).squeeze(-1).transpose(1, 2)[present]
-            outputs.append(output)
-            log_sums.append(log_sum)
-        output, merged = outputs[0], log_sums[0]
-        if len(outputs) == 2:
-            merged = torch.logaddexp(*log_sums)
-            first, second = ((log_sum - merged).exp_().unsqueeze(-1) for log_sum in log_sums)
-            output = output.mul_(first).addcmul_(outputs[1], second)
-        ctx.save_for_backward(q, k, v, bias, output, merged)
+        passes = _passes(_wide(bias, q), windows, reach)
+        output, log_sum = _attend(_rows(q), _rows(k), _rows(v), *passes[0])
+        if len(passes) == 2:
+            other, other_sum = _attend(_rows(q), _rows(k), _rows(v), *passes[1])
+            merged = torch.logaddexp(log_sum, other_sum)
+            output.mul_((log_sum - merged).exp_()).addcmul_(other, (other_sum - merged).exp_().to(q.dtype))
+            log_sum = merged
+        log_sum[-1] = torch.inf  # absent queries: no weights in the backward pass
+        output = output[:-1].view_as(q)
+        ctx.save_for_backward(q, k, v, bias, output, log_sum)
         ctx.windows, ctx.reach = windows, reach
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, bias, output, log_sum = ctx.saved_tensors
-        scale = q.shape[-1] ** -0.5
-        mean_grad = (grad * output).sum(dim=-1)  # (tokens, heads): Σ_j P_ij dP_ij
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        dbias = torch.zeros_like(bias)
-        for kernel_map, pass_bias in _passes(bias, ctx.windows, ctx.reach):
-            for table in _chunks(kernel_map.table, q.shape[1]):
-                present = table >= 0
-                rows = table[present]
-                queries, keys = _gather(q, table) * scale, _gather(k, table)
-                weights = _scores(queries, keys, pass_bias, present)
-                weights = weights.sub_(_gather(log_sum, table).unsqueeze(-1)).exp_()
-                weights.masked_fill_(~present[:, None, :, None], 0)  # queries that are not there
-                grads = _gather(grad, table)
-                dv[rows] += (weights.transpose(-1, -2) @ grads).transpose(1, 2)[present]
-                dscores = grads @ _gather(v, table).transpose(-1, -2)
-                dscores = dscores.sub_(_gather(mean_grad, table).unsqueeze(-1)).mul_(weights)
-                dbias += dscores.sum(dim=0)
-                dq[rows] += (dscores @ keys).transpose(1, 2)[present] * scale
-                dk[rows] += (dscores.transpose(-1, -2) @ queries).transpose(1, 2)[present]
-        return dq, dk, dv, dbias, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        query, key, value, bias, output, log_sum = ctx.saved_tensors
+        num_heads, slots = bias.shape[:2]
+        q, k, v, grad_rows = _rows(query), _rows(key), _rows(value), _rows(grad)
+        mean_grad = (grad_rows * _rows(output)).sum(dim=-1, keepdim=True).to(log_sum.dtype)  # Σ_j P_ij dP_ij
+        dq, dk, dv = _with_spare(q), _with_spare(k), _with_spare(v)
+        dbias = torch.zeros_like(bias, dtype=log_sum.dtype)
+        for number, (kernel_map, pass_bias) in enumerate(_passes(_wide(bias, q), ctx.windows, ctx.reach)):
+            store = Tensor.index_add_ if number else Tensor.index_copy_  # every pass reaches every token once
+            for present, reads, writes in _chunks(kernel_map, num_heads):
+                queries, keys = _gather(q, reads, slots), _gather(k, reads, slots)
+                weights = _scores(queries, keys, pass_bias, present).sub_(_gather(log_sum, writes, slots)).exp_()
+                grads = _gather(grad_rows, reads, slots)
+                store(dv, 0, writes, (weights.to(v.dtype).mT @ grads).flatten(0, 1))
+                dscores = (grads @ _gather(v, reads, slots).mT).to(weights.dtype)
+                dscores = dscores.sub_(_gather(mean_grad, reads, slots)).mul_(weights)
+                dbias += dscores.unflatten(0, (-1, num_heads)).sum(dim=0)
+                dscores = dscores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
+                store(dq, 0, writes, (dscores @ keys).flatten(0, 1))
+                store(dk, 0, writes, (dscores.mT @ queries).flatten(0, 1))
+        grads = (rows[:-1].view_as(query) for rows in (dq, dk, dv))
+        return (*grads, dbias.to(bias.dtype), None, None)
 
 
-def _scores(queries: Tensor, keys: Tensor, bias: Tensor, present: Tensor) -> Tensor:
-    """`[windows, heads, query slots, key slots]`, minus infinity where a key is absent or excluded."""
-    absent = torch.zeros(present.shape, dtype=queries.dtype, device=queries.device).masked_fill_(~present, -torch.inf)
-    return (queries @ keys.transpose(-1, -2)).add_(bias).add_(absent[:, None, None, :])
+def _wide(bias: Tensor, like: Tensor) -> Tensor:
+    """The statistics of the softmax are at least float32, whatever the tokens are."""
+    return bias.to(torch.promote_types(like.dtype, torch.float32))
 
 
 def gathered_attention(
@@ -162,10 +211,11 @@ def gathered_attention(
     scores, values = [], []
     for kernel_map, pass_bias in _passes(bias, windows, reach):
         table, slot = kernel_map.table, kernel_map.slots_of_inputs()
-        present = table >= 0
-        by_window = _scores(_gather(q, table) * scale, _gather(k, table), pass_bias, present)
+        absent = torch.zeros(table.shape, dtype=q.dtype, device=q.device).masked_fill(table < 0, -torch.inf)
+        queries, keys = (rows[table.clamp(min=0)].transpose(1, 2) for rows in (q * scale, k))
+        by_window = queries @ keys.mT + pass_bias + absent[:, None, None, :]  # (windows, heads, slots, slots)
         scores.append(by_window.transpose(1, 2).flatten(0, 1)[slot])  # (tokens, heads, slots)
-        window = slot // slots
-        values.append(_gather(v, table)[window])  # (tokens, heads, slots, head_channels)
+        in_window = v[table.clamp(min=0)].transpose(1, 2)
+        values.append(in_window[slot // slots])  # (tokens, heads, slots, head_channels)
     weights = torch.cat(scores, dim=-1).softmax(dim=-1)
     return (weights.unsqueeze(-2) @ torch.cat(values, dim=-2)).squeeze(-2)

@@ -25,7 +25,7 @@ class _Depthwise(torch.autograd.Function):
         output = features.new_zeros(table.shape[0], features.shape[1])
         for tap, inputs in enumerate(table.unbind(1)):
             active = (inputs >= 0).nonzero().squeeze(1)
-            output.index_add_(0, active, features[inputs[active]] * weight[tap])
+            output.index_add_(0, active, features.index_select(0, inputs[active]).mul_(weight[tap]))
         return output
 
     @staticmethod
@@ -35,9 +35,9 @@ class _Depthwise(torch.autograd.Function):
         grad_features, grad_weight = torch.zeros_like(features), torch.zeros_like(weight)
         for tap, inputs in enumerate(table.unbind(1)):
             active = (inputs >= 0).nonzero().squeeze(1)
-            rows, grad_rows = inputs[active], grad[active]
-            grad_features.index_add_(0, rows, grad_rows * weight[tap])
-            grad_weight[tap] = (grad_rows * features[rows]).sum(dim=0)
+            rows, grad_rows = inputs[active], grad.index_select(0, active)
+            grad_weight[tap] = features.index_select(0, rows).mul_(grad_rows).sum(dim=0)
+            grad_features.index_add_(0, rows, grad_rows.mul_(weight[tap]))
         return grad_features, grad_weight, None
 
 
