@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -105,3 +106,53 @@ def _tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> TinyCohort:
 def tiny_cohort(_tiny_cohort: TinyCohort, tmp_path: Path) -> TinyCohort:
     shutil.copytree(_tiny_cohort.root, tmp_path / "tiny")
     return TinyCohort(tmp_path / "tiny")
+
+
+TINY_NETWORK = {
+    "class_path": "span_sparse.models.SpanMilConfig",
+    "init_args": {"stages": "11", "head_channels": 8, "window_size": 2, "head": "pyramid_pooling"},
+}
+
+
+@pytest.fixture
+def fit_yaml(tiny_cohort, tmp_path: Path) -> Path:
+    """A configuration like experiments/span.yaml for the tiny cohort; JSON is YAML."""
+    path = tmp_path / "tiny.yaml"
+    classes = "lightning.pytorch.callbacks"
+    path.write_text(
+        json.dumps(
+            {
+                "seed_everything": 1,
+                "model": {
+                    "class_path": "span_sparse.training.SlideClassifier",
+                    "init_args": {"network": TINY_NETWORK, "learning_rate": 0.003},
+                },
+                "data": {
+                    "class_path": "span_sparse.datasets.datamodule.SlideDataModule",
+                    "init_args": {"store": str(tiny_cohort.store), "cohort": str(tiny_cohort.csv), "batch_size": 4},
+                },
+                "trainer": {
+                    "accelerator": "cpu",
+                    "max_epochs": 2,
+                    "log_every_n_steps": 1,
+                    "enable_progress_bar": False,
+                    "enable_model_summary": False,
+                    "num_sanity_val_steps": 0,
+                    "default_root_dir": str(tmp_path / "run"),
+                    "callbacks": [
+                        {
+                            "class_path": f"{classes}.ModelCheckpoint",
+                            "init_args": {
+                                "filename": "best",
+                                "monitor": "val_loss",
+                                "save_last": True,
+                                "enable_version_counter": False,
+                            },
+                        }
+                    ],
+                },
+            },
+            indent=1,
+        )
+    )
+    return path

@@ -52,11 +52,19 @@ def run(args: Namespace) -> int:
 
     from span_sparse.cohort import read_cohort
     from span_sparse.datasets import SlideDataset
+    from span_sparse.errors import ConfigError
     from span_sparse.evaluation import parse_predictions, write_evaluation
     from span_sparse.store import FeatureStore
     from span_sparse.training.checkpoint import load_classifier
     from span_sparse.training.prediction import predict_slides, prediction_frame
 
+    if args.batch_size < 1 or args.num_workers < 0 or args.resamples < 1:
+        raise ConfigError(
+            f"--batch-size {args.batch_size} and --resamples {args.resamples} must be at least 1, "
+            f"--num-workers {args.num_workers} at least 0"
+        )
+    if args.split is not None and args.cohort is None:
+        raise ConfigError(f"--split {args.split}: the splits are in a cohort table; give --cohort")
     model = load_classifier(args.checkpoint)
     task = model.task
     assert task is not None
@@ -106,7 +114,7 @@ def _slides(
             f"found {sorted(set(split_of.values())) or 'no such column'}"
         )
     missing = [slide for slide in slides if not store.has(slide)]
-    if missing and not args.skip_missing:
+    if missing and (not args.skip_missing or len(missing) == len(slides)):
         raise StoreError(
             f"{args.store}: {len(missing)} of {len(slides)} slides are not in the store, first {missing[0]!r}; run "
             "`span extract` (it resumes), or leave them out with --skip-missing"
