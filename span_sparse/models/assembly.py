@@ -116,11 +116,14 @@ def freeze_unreachable(network: nn.Module, num_features: int) -> None:
     """Freezes the parameters that cannot influence the output, so that DDP does not wait for their gradients.
 
     Some settings leave such parameters: a head that reads global tokens only never sees the coarsest level's window
-    attention. Autograd itself says which they are, on a batch of one slide of two patches.
+    attention. Autograd itself says which they are, on a batch of one slide of two patches. A network built in inference
+    mode has nothing to freeze.
     """
+    if torch.is_inference_mode_enabled():
+        return
     training = network.training
     network.eval()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         coords = torch.tensor([[0, 0, 0], [0, 3, 1]], dtype=torch.int32)
         network(torch.randn(2, num_features), coords, 1).sum().backward()
     network.train(training)

@@ -174,10 +174,11 @@ class PyramidConfig:
                 f"kernel_size {self.kernel_size} is smaller than stride {self.stride}: patches between the kernels "
                 "would be dropped; use a kernel at least as large as the stride"
             )
-        if self.ff_ratio <= 0 or self.position_std < 0:
-            raise ConfigError(
-                f"ff_ratio {self.ff_ratio} must be positive, position_std {self.position_std} not negative"
-            )
+        for name in ("ff_ratio", "input_mlp_ratio", "edge_eps"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name}: expected a positive number, found {getattr(self, name)}")
+        if not 0 <= self.position_std < float("inf"):
+            raise ConfigError(f"position_std: expected 0 or more, found {self.position_std}")
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,13 @@ class SpanMilConfig(PyramidConfig):
                 "every slide would get the same answer; use attention 'long' or a head that reads local tokens "
                 "('addition', 'multiattn', 'pyramid_pooling')"
             )
+        if not reads_locals(self.head) and not any(self.depths()[0]):
+            raise ConfigError(
+                f"head {self.head!r} reads global tokens only, and without a layer in stages {self.stages!r} nothing "
+                "writes them: every slide would get the same answer; give a stage a layer, for example '111'"
+            )
+        if self.head_divisor < 1:
+            raise ConfigError(f"head_divisor: expected at least 1, found {self.head_divisor}")
         if self.channel_factor != 1 and self.head not in ("last", "addition"):
             raise ConfigError(
                 f"head {self.head!r} joins the stages and needs them equally wide, but channel_factor is "
