@@ -1,8 +1,8 @@
 """Which settings describe a network? Frozen data classes of plain values, so that a checkpoint holds them safely.
 
-`PyramidConfig` is what both variants share; defaults are the classification preset of the authors' code. The functions
-`span_mil`, `span_survival` and `span_unet` are the presets of the paper; in YAML either the class or a preset is named,
-with any setting overridden.
+`PyramidConfig` is what both variants share. The defaults of `SpanMilConfig`, `SpanSurvivalConfig` and `SpanUnetConfig`
+are the presets of the paper, also under the names `span_mil`, `span_survival` and `span_unet`; in Python as in YAML
+(`class_path: span_sparse.models.span_survival`) any setting can be overridden.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from span_sparse.nn import (
     TokenStrategy,
     UpKind,
     reads_locals,
+    reads_patches,
     writes_globals,
 )
 
@@ -209,7 +210,7 @@ class SpanMilConfig(PyramidConfig):
                 "every slide would get the same answer; use attention 'long' or a head that reads local tokens "
                 "('addition', 'multiattn', 'pyramid_pooling')"
             )
-        if not reads_locals(self.head) and not any(self.depths()[0]):
+        if not reads_locals(self.head) and not any(self.depths()[0]) and not reads_patches(self.tokens):
             raise ConfigError(
                 f"head {self.head!r} reads global tokens only, and without a layer in stages {self.stages!r} nothing "
                 "writes them: every slide would get the same answer; give a stage a layer, for example '111'"
@@ -225,7 +226,7 @@ class SpanMilConfig(PyramidConfig):
 
 @dataclass(frozen=True)
 class SpanUnetConfig(PyramidConfig):
-    """SPAN-UNet: one row of outputs a patch.
+    """SPAN-UNet: one row of outputs a patch; defaults are the segmentation preset of the paper.
 
     Attributes:
         up: up-sampling operation.
@@ -235,6 +236,12 @@ class SpanUnetConfig(PyramidConfig):
     """
 
     stages: str | list[int] = "111-11"
+    channel_factor: int = 2
+    down: DownKind = "patchconv"
+    norm: NormPosition = "post"
+    edge_mode: EdgeMode = "none"
+    tokens: list[str] = field(default_factory=lambda: ["max", "mean", "fix1e-4"])
+    token_strategy: TokenStrategy = "proj"
     up: UpKind = "pixelshuffle"
     connection: Connection = "concat"
     skip_order: SkipOrder = "after_attention"
@@ -247,28 +254,24 @@ class SpanUnetConfig(PyramidConfig):
             raise ConfigError(f"stages {self.stages!r}: a segmentation model needs a decoder, for example '111-11'")
 
 
-def span_mil(**overrides: Any) -> SpanMilConfig:
-    """The classification preset: 9,735,514 parameters for 1,024 features and two classes."""
-    return SpanMilConfig(**overrides)
+@dataclass(frozen=True)
+class SpanSurvivalConfig(SpanMilConfig):
+    """SPAN-MIL with the survival preset of the paper; the outputs are the logits of discrete-time hazards."""
+
+    norm: NormPosition = "post"
+    share_qkv: bool = True
+    ff_ratio: float = 4.0
+    head_norm: bool = False
 
 
-def span_survival(**overrides: Any) -> SpanMilConfig:
-    """The survival preset; its outputs are the logits of discrete-time hazards."""
-    preset: dict[str, Any] = {"norm": "post", "share_qkv": True, "ff_ratio": 4.0, "head_norm": False}
-    return SpanMilConfig(**{**preset, **overrides})
+span_mil = SpanMilConfig
+"""The classification preset: 9,735,514 parameters for 1,024 features and two classes."""
 
+span_survival = SpanSurvivalConfig
+"""The survival preset."""
 
-def span_unet(**overrides: Any) -> SpanUnetConfig:
-    """The segmentation preset of the paper."""
-    preset: dict[str, Any] = {
-        "channel_factor": 2,
-        "down": "patchconv",
-        "norm": "post",
-        "edge_mode": "none",
-        "tokens": ["max", "mean", "fix1e-4"],
-        "token_strategy": "proj",
-    }
-    return SpanUnetConfig(**{**preset, **overrides})
+span_unet = SpanUnetConfig
+"""The segmentation preset: 104,955,346 parameters for 1,024 features and two classes."""
 
 
 @dataclass(frozen=True)

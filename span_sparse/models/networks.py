@@ -12,6 +12,7 @@ from span_sparse.models.config import (
     MeanPoolingConfig,
     NetworkConfig,
     SpanMilConfig,
+    SpanSurvivalConfig,
     SpanUnetConfig,
 )
 from span_sparse.models.mil import SpanMil
@@ -19,6 +20,7 @@ from span_sparse.models.pooling import AttentionMil, MeanPooling
 from span_sparse.models.unet import SpanUnet
 
 _KINDS: dict[str, type[NetworkConfig | SpanUnetConfig]] = {
+    "span_survival": SpanSurvivalConfig,
     "span_mil": SpanMilConfig,
     "span_unet": SpanUnetConfig,
     "mean_pooling": MeanPoolingConfig,

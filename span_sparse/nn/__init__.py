@@ -1,7 +1,7 @@
 """The layers of SPAN: pure functions first, thin modules around them."""
 
 from span_sparse.nn.down_sampling import DownKind, DownSampling, EdgeMode, NormPosition, SamplingSettings
-from span_sparse.nn.global_tokens import GlobalTokens
+from span_sparse.nn.global_tokens import GlobalTokens, reads_patches
 from span_sparse.nn.heads import (
     AdditionHead,
     AttentionPooling,
@@ -47,6 +47,7 @@ __all__ = [
     "UpSampling",
     "make_layer",
     "reads_locals",
+    "reads_patches",
     "window_attention",
     "writes_globals",
 ]

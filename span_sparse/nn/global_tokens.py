@@ -21,6 +21,11 @@ _SEEDED = re.compile(r"(fix|lrn)(\d+(?:\.\d*)?(?:e[+-]?\d+)?)")
 _STATISTICS = ("max", "mean", "std")
 
 
+def reads_patches(kinds: list[str]) -> bool:
+    """Whether the first token, the one heads read, starts from the slide's own patches."""
+    return kinds[:1] != [] and kinds[0] in _STATISTICS
+
+
 class GlobalTokens(nn.Module):
     """The initial global tokens of every slide.
 
