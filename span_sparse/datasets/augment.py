@@ -39,12 +39,9 @@ class AugmentationSettings:
         max_shear_degrees: shear along one axis by an angle up to this, either way, in [0, 45].
         quarter_turns: rotate by 0, 90, 180 or 270 degrees.
         max_tilt_degrees: rotate further by an angle up to this, either way, in [0, 45].
-        token_drop: probability of each patch to be left out, in [0, 1); at least one patch stays.
+        token_drop: probability of each patch to be left out, in [0, 0.95]; at least one patch stays.
         feature_noise: standard deviation of Gaussian noise on the features, relative to each channel's standard
-            deviation on the slide, at least 0.
-
-    Raises:
-        ConfigError: a value outside its range.
+            deviation on the slide, in [0, 10].
     """
 
     probability: float = 0.75
@@ -56,19 +53,31 @@ class AugmentationSettings:
     token_drop: float = 0.0
     feature_noise: float = 0.0
 
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("probability", 0, 1),
-            ("final_factor", 0, 1),
-            ("max_shear_degrees", 0, 45),
-            ("max_tilt_degrees", 0, 45),
-            ("token_drop", 0, 0.99),
-            ("feature_noise", 0, 100),
-        ):
-            if not low <= getattr(self, name) <= high:
+    def check(self) -> None:
+        """Refuses values outside their range; `SlideDataset` calls it.
+
+        Not in the constructor: jsonargparse 4.53 hides what a constructor raises behind the alternatives it tries next.
+
+        Raises:
+            ConfigError: names the setting and its range.
+        """
+        for name, high in _HIGHEST.items():
+            if not 0 <= getattr(self, name) <= high:
                 raise ConfigError(
-                    f"augmentation: {name} is {getattr(self, name)}, expected a number from {low} to {high}"
+                    f"augmentation: {name} is {getattr(self, name)}, expected a number from 0 to {high}; correct it "
+                    "in the block data.augment of the configuration"
                 )
+
+
+_HIGHEST = {
+    "probability": 1,
+    "final_factor": 1,
+    "max_shear_degrees": 45,
+    "max_tilt_degrees": 45,
+    "token_drop": 0.95,
+    "feature_noise": 10,
+}
+"""Largest value of every number of `AugmentationSettings`; the smallest is 0."""
 
 
 def annealing(progress: float, final_factor: float) -> float:

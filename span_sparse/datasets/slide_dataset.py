@@ -49,6 +49,9 @@ class SlideDataset(Dataset[SlideSample]):
         num_epochs: length of the training, for the annealing of `augmentation`; None means no annealing. May be
             assigned later, but before workers are started.
         cache_mib: slides are kept in memory until this many MiB are used; the rest is read each time.
+
+    Raises:
+        ConfigError: an augmentation that cannot be meant.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class SlideDataset(Dataset[SlideSample]):
         num_epochs: int | None = None,
         cache_mib: float = 0.0,
     ) -> None:
+        if augmentation is not None:
+            augmentation.check()
         self.store = store
         self.items = tuple(items)
         self.augment_seed = augment_seed
