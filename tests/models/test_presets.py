@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from span_sparse.models import (
     NetworkConfig,
@@ -18,6 +20,7 @@ from span_sparse.models import (
 
 
 def test_yaml_names_a_preset_and_overrides_it() -> None:
+    set_parsing_settings(subclasses_enabled=list(get_args(NetworkConfig)))  # as `lightning fit` does
     parser = ArgumentParser()
     parser.add_argument("--network", type=NetworkConfig)
     values = {"class_path": "span_sparse.models.span_survival", "init_args": {"head_channels": 32, "stages": [1, 2]}}
