@@ -27,7 +27,7 @@ from typing import Final
 
 from span_sparse.errors import SpanError
 
-VERBS: Final = ("inspect", "extract", "validate", "evaluate", "convert-weights", "doctor")
+VERBS: Final = ("inspect", "extract", "validate", "splits", "evaluate", "convert-weights", "doctor")
 """Each is a module of this package, `-` as `_`, with `DESCRIPTION`, `build_parser()` and `run(args)`."""
 
 TRAINING_VERBS: Final = {

@@ -123,7 +123,7 @@ def test_an_unknown_verb_is_corrected(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: span has no verb 'extrcat'; did you mean `span extract`?\n"
     assert call(monkeypatch, main.span, "zzz") == 2
     assert (
-        "expected one of inspect, extract, validate, evaluate, convert-weights, doctor, fit, test"
+        "expected one of inspect, extract, validate, splits, evaluate, convert-weights, doctor, fit, test"
         in capsys.readouterr().err
     )
 
