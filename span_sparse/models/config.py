@@ -113,6 +113,8 @@ class PyramidConfig:
         if isinstance(self.stages, list):
             parts = [self.stages]
         else:
+            if not isinstance(self.stages, str):
+                raise ConfigError(f"stages: expected digits in quotes such as '111', found the number {self.stages!r}")
             if not all(part.isdecimal() for part in self.stages.split("-")):
                 raise ConfigError(
                     f"stages: expected one digit a pyramid level such as '111' or '111-11', found {self.stages!r}"

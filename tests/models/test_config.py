@@ -30,6 +30,7 @@ from span_sparse.models import (
 NAN = float("nan")
 
 MIL_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"stages": 111}, "expected digits in quotes such as '111', found the number 111"),
     ({"stages": ""}, "one digit a pyramid level"),
     ({"stages": "1-"}, "one digit a pyramid level"),
     ({"stages": "1.1"}, "one digit a pyramid level"),
