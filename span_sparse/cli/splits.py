@@ -159,7 +159,7 @@ def _check(args: Namespace) -> int:
     )
     splits = resolve(split_file, cohort, args.label)
     console = Console(highlight=False)
-    _print(console, f"{args.splits}: format {split_file.format}, {len(split_file.fold_names)} folds")
+    _print(console, f"{args.splits}: format {split_file.format}, {_number(len(split_file.fold_names), 'fold')}")
     _print_sides(console, summarise(splits, cohort, args.label, sites), split_file.fold_names)
     _print_left_out(console, splits, cohort)
     refused = [problem for problem in problems if not (problem.confounding and args.allow_confounding)]
@@ -167,9 +167,9 @@ def _check(args: Namespace) -> int:
         _print(console, f"{'problem' if problem in refused else 'warning'}: {problem}")
     _print(console, f"split hash: {splits.content_hash}")
     if not refused:
-        _print(console, "ok: no problems" if not problems else f"ok: {len(problems)} warnings")
+        _print(console, "ok: no problems" if not problems else f"ok: {_number(len(problems), 'warning')}")
         return 0
-    _print(console, f"refused: {len(refused)} problem{'s'[: len(refused) > 1]} in {args.splits}")
+    _print(console, f"refused: {_number(len(refused), 'problem')} in {args.splits}")
     return 1
 
 
@@ -211,6 +211,10 @@ def _print_left_out(console: Console, splits: Splits, cohort: CohortTable) -> No
     left_out = len(cohort.slide_ids) - len(taking_part)
     if left_out:
         _print(console, f"{left_out} of {len(cohort.slide_ids)} slides are on no side of any fold")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _print(console: Console, text: str) -> None:
