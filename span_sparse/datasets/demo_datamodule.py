@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from span_sparse.cohort import read_cohort
 from span_sparse.datasets.augment import AugmentationSettings
 from span_sparse.datasets.datamodule import SlideDataModule
 from span_sparse.datasets.demo import DEMO_SPEC, make_demo_cohort
 from span_sparse.errors import SlideError
 from span_sparse.extract import StainTextureEncoder, extract_cohort
+from span_sparse.store import FeatureStore
 
 
 class DemoDataModule(SlideDataModule):
@@ -49,6 +52,7 @@ class DemoDataModule(SlideDataModule):
     def prepare_data(self) -> None:
         """Paints the slides and extracts their features; Lightning calls this in one process only."""
         cohort = read_cohort(make_demo_cohort(self.root, num_processes=self.build_processes))
+        complete = self.store_path.exists() and FeatureStore(self.store_path).slide_ids == cohort.slide_ids
         statuses = extract_cohort(
             cohort,
             self.root / "slides",
@@ -56,6 +60,7 @@ class DemoDataModule(SlideDataModule):
             spec=DEMO_SPEC,
             encoder=StainTextureEncoder(input_size_px=DEMO_SPEC.patch_size_px, mpp=DEMO_SPEC.target_mpp),
             workers=self.build_processes,
+            console=None if complete else Console(stderr=True, highlight=False),
         )
         failed = [status for status in statuses if status.error]
         if failed:
