@@ -100,6 +100,8 @@ def _read_globals(
     """What every local token reads from the globals of its slide."""
     num_globals, num_heads = keys.shape[1:3]
     if num_globals == 1:
+        if len(counts) == 1:
+            return values.flatten(1).expand(len(local_tokens), -1)
         repeats = torch.tensor(counts, device=local_tokens.device)
         return values.flatten(1).repeat_interleave(repeats, dim=0, output_size=len(local_tokens))
     query_weight = query.weight.unflatten(0, (num_heads, -1))

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,6 +35,9 @@ from span_sparse.sparse import Level
 AttentionMode = Literal["long", "long_noshift", "swin", "swin_global", "tradswin"]
 Positions = Literal["rpb", "alibi", "rope", "none"]
 _WritesGlobals = ("long", "long_noshift", "swin_global")
+
+ROWS_AT_ONCE = 2048
+"""Rows of the feed-forward network at once, without gradients: 8 MB of 1,024 hidden units in float32."""
 
 
 def writes_globals(mode: AttentionMode) -> bool:
@@ -201,7 +206,15 @@ class TransformerLayer(nn.Module):
 
     def _residual(self, tokens: Tensor, attended: Tensor, kept: list[Tensor | None]) -> Tensor:
         """Both residual branches, each scaled by what DropPath keeps."""
-        attention, feed_forward = kept
+        if torch.is_grad_enabled():  # hidden units are saved anyway
+            return self._residual_rows(tokens, attended, *kept)
+        columns = [tokens, attended, *kept]
+        blocks = zip(*(repeat(None) if rows is None else rows.split(ROWS_AT_ONCE) for rows in columns), strict=False)
+        return torch.cat([self._residual_rows(*block) for block in blocks])
+
+    def _residual_rows(
+        self, tokens: Tensor, attended: Tensor, attention: Tensor | None, feed_forward: Tensor | None
+    ) -> Tensor:
         tokens = tokens + _scaled(self.dropout(self.output(attended)), attention)
         return tokens + _scaled(self.feed_forward(self.feed_forward_norm(tokens)), feed_forward)
 

@@ -35,6 +35,9 @@ CHUNK_ELEMENTS = 2**17
 DEVICE_CHUNK_ELEMENTS = 2**26
 """The same on other devices, which need large launches."""
 
+_ROWS = 1024
+"""Tokens whose products with a gradient are held at once."""
+
 Reach = Literal["union", "regular", "shifted"]
 """Which windows a token attends to: both, or one of them (each contains the token itself)."""
 
@@ -129,19 +132,31 @@ def _scores(queries: Tensor, keys: Tensor, bias: Tensor, present: Tensor) -> Ten
     return scores.add_(queries @ keys.mT, alpha=scale)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, kernel_map: KernelMap, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """One pass over rows: what they read and the log-sum-exp of their scores, with a spare row."""
+def _attend(rows: tuple[Tensor, Tensor, Tensor], passes: list[tuple[KernelMap, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What every row reads in all passes, and the log-sum-exp of its scores, both with a spare row."""
+    q, k, v = rows
+    bias = passes[0][1]
     num_heads, slots = bias.shape[:2]
-    output, log_sum = _with_spare(q), _with_spare(q[:, :1].to(bias.dtype))
-    for present, reads, writes in _chunks(kernel_map, num_heads):
-        scores = _scores(_gather(q, reads, slots), _gather(k, reads, slots), bias, present)
-        top = scores.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(bias.dtype).min)
-        weights = scores.sub_(top).exp_()
-        total = weights.sum(dim=-1, keepdim=True)
-        read = (weights.to(v.dtype) @ _gather(v, reads, slots)).div_(total.clamp(min=torch.finfo(bias.dtype).tiny))
-        output.index_copy_(0, writes, read.flatten(0, 1))
-        log_sum.index_copy_(0, writes, top.add_(total.log_()).flatten(0, 1))
-    return output, log_sum
+    limits = torch.finfo(bias.dtype)
+    output, log_sums = _with_spare(q), _with_spare(q[:, :1].to(bias.dtype))
+    for number, (kernel_map, pass_bias) in enumerate(passes):
+        for present, reads, writes in _chunks(kernel_map, num_heads):
+            weights = _scores(_gather(q, reads, slots), _gather(k, reads, slots), pass_bias, present)
+            top = weights.amax(dim=-1, keepdim=True).clamp_(min=limits.min)
+            weights = weights.sub_(top).exp_()
+            total = weights.sum(dim=-1, keepdim=True)
+            read = (weights.to(v.dtype) @ _gather(v, reads, slots)).div_(total.clamp(min=limits.tiny))
+            log_sum = top.add_(total.log_())
+            if number:  # merge with the passes before
+                before = _gather(log_sums, writes, slots)
+                merged = torch.logaddexp(before, log_sum)
+                read.mul_((log_sum - merged).exp_()).addcmul_(
+                    _gather(output, writes, slots), (before - merged).exp_().to(read.dtype)
+                )
+                log_sum = merged
+            output.index_copy_(0, writes, read.flatten(0, 1))
+            log_sums.index_copy_(0, writes, log_sum.flatten(0, 1))
+    return output, log_sums
 
 
 class _WindowAttention(torch.autograd.Function):
@@ -149,13 +164,8 @@ class _WindowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, windows: WindowMaps, reach: Reach) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        passes = _passes(_wide(bias, q), windows, reach)
-        output, log_sum = _attend(_rows(q), _rows(k), _rows(v), *passes[0])
-        if len(passes) == 2:
-            other, other_sum = _attend(_rows(q), _rows(k), _rows(v), *passes[1])
-            merged = torch.logaddexp(log_sum, other_sum)
-            output.mul_((log_sum - merged).exp_()).addcmul_(other, (other_sum - merged).exp_().to(q.dtype))
-            log_sum = merged
+        rows = _rows(q), _rows(k), _rows(v)
+        output, log_sum = _attend(rows, _passes(_wide(bias, q), windows, reach))
         log_sum[-1] = torch.inf  # absent queries: no weights in the backward pass
         output = output[:-1].view_as(q)
         ctx.save_for_backward(q, k, v, bias, output, log_sum)
@@ -168,7 +178,8 @@ class _WindowAttention(torch.autograd.Function):
         query, key, value, bias, output, log_sum = ctx.saved_tensors
         num_heads, slots = bias.shape[:2]
         q, k, v, grad_rows = _rows(query), _rows(key), _rows(value), _rows(grad)
-        mean_grad = (grad_rows * _rows(output)).sum(dim=-1, keepdim=True).to(log_sum.dtype)  # Σ_j P_ij dP_ij
+        parts = zip(grad.split(_ROWS), output.split(_ROWS), strict=True)
+        mean_grad = torch.cat([(dy * y).sum(dim=-1) for dy, y in parts]).view(-1, 1).to(log_sum.dtype)  # Σ_j P_ij dP_ij
         dq, dk, dv = _with_spare(q), _with_spare(k), _with_spare(v)
         dbias = torch.zeros_like(bias, dtype=log_sum.dtype)
         for number, (kernel_map, pass_bias) in enumerate(_passes(_wide(bias, q), ctx.windows, ctx.reach)):

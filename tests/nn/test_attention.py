@@ -12,8 +12,9 @@ from torch import nn
 from span_sparse.nn.global_attention import Projections, global_attention, projected_attention
 from span_sparse.nn.global_tokens import GlobalTokens
 from span_sparse.nn.positions import RelativePositionBias
-from span_sparse.nn.window_attention import gathered_attention, window_attention
-from span_sparse.sparse import SparseSites, make_sites, window_maps
+from span_sparse.nn.transformer import LayerSettings, TransformerLayer
+from span_sparse.nn.window_attention import Reach, gathered_attention, window_attention
+from span_sparse.sparse import Level, SparseSites, make_sites, window_maps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
 import dense_span
@@ -62,6 +63,46 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = window_attention(q, k, v, None, maps)
     monkeypatch.setattr(sys.modules["span_sparse.nn.window_attention"], "CHUNK_ELEMENTS", 1)
     torch.testing.assert_close(window_attention(q, k, v, None, maps), whole)
+
+
+def test_absent_slots_read_nothing_of_another_slide() -> None:
+    coords = torch.tensor([[0, 0, 0], [0, 0, 1], [1, 2, 2], [1, 2, 3], [1, 9, 9]], dtype=torch.int32)
+    maps = window_maps(make_sites(coords, 2)[0], 2)
+    q, k, v = (torch.randn(5, 1, 4) for _ in range(3))
+    alone = window_attention(q, k, v, None, maps)[2:]
+    for rows in (q, k, v):
+        rows[:2] = torch.nan
+    torch.testing.assert_close(window_attention(q, k, v, None, maps)[2:], alone)
+
+
+@pytest.mark.parametrize("reach", ["union", "regular", "shifted"])
+def test_half_precision_keeps_its_statistics_in_float32(reach: Reach) -> None:
+    maps = window_maps(slide_sites(90, 14), 3)
+    leaves = [torch.randn(90, 2, 8).bfloat16().requires_grad_() for _ in range(3)]
+    bias = torch.randn(2, 36, 36)
+    ours = window_attention(*leaves, bias, maps, reach)
+    exact = gathered_attention(*(rows.double() for rows in leaves), bias.double(), maps, reach)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.double(), exact, rtol=2e-2, atol=2e-2)
+    probe = torch.randn(90, 2, 8)
+    mine = torch.autograd.grad((ours * probe).sum(), leaves)
+    theirs = torch.autograd.grad((exact * probe).sum(), leaves)
+    for ours_grad, exact_grad in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours_grad.float(), exact_grad.float(), rtol=5e-2, atol=1e-1)
+
+
+def test_rows_in_blocks_give_the_same_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = LayerSettings("long", "rpb", 4, 2, 2.0, nn.ReLU, 0.0, 0.0, 0.02, False)
+    layer = TransformerLayer(8, settings)
+    sites = slide_sites(30, 9)
+    level = Level(sites, window_maps(sites, 2), None)
+    rows, tokens = torch.randn(30, 8), torch.randn(1, 2, 8)
+    whole = layer(rows, tokens, level)
+    monkeypatch.setattr(sys.modules["span_sparse.nn.transformer"], "ROWS_AT_ONCE", 7)
+    with torch.no_grad():
+        blocks = layer(rows, tokens, level)
+    for expected, found in zip(whole, blocks, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_large_scores_do_not_overflow() -> None:
