@@ -30,6 +30,6 @@ def test_it_writes_one_row_a_cell(tmp_path: Path) -> None:
         assert cell["peak_mb"] >= 0
         assert cell["ratio_to_matmul"] > 0.5
     assert "× own matmuls" in result.stdout
-    # projection, q k v and output of two attentions, feed-forward: the products of the preset at 120 patches, twice more
-    # for the gradients; every one of the 120 patches passes the projection (1024 → 512) and stage 0 at least
+    # projection, window attention and feed-forward of stage 0 alone, at 120 patches, and twice as much again
+    # for the gradients
     assert cells[0]["matmul_gflop"] > 3 * 2e-9 * 120 * (1024 * 512 + 4 * 512 * 512 + 2 * 512 * 1024)
