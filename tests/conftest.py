@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,18 @@ def fit_yaml(tiny_cohort, tmp_path: Path) -> Path:
         )
     )
     return path
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs `span ...` or `lightning ...` in this process; returns the exit code."""
+
+    from span_sparse.cli import main
+
+    def run(name: str, *words: object) -> int:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            getattr(main, name)()
+        return caught.value.code
+
+    return run

@@ -36,6 +36,7 @@ NEEDED: Final = {
     "spconv": "the model's sparse convolutions",
     "numpy": "everything",
     "zarr": "the feature store",
+    "google-crc32c": "the feature store",
     "openslide-python": "reading slides",
     "openslide-bin": "reading slides",
     "lightning": "training",

@@ -66,6 +66,6 @@ def predict_slides(
     """
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
     collector = OutcomeCollector()
-    for batch, _ in zip(loader, range(len(loader)) if progress is None else progress, strict=False):
+    for _, batch in zip(range(len(loader)) if progress is None else progress, loader, strict=True):
         collector.add(model.predict_step(batch.to(model.device)))
     return collector.gather()

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -80,32 +79,31 @@ def test_a_far_patch_of_one_slide_does_not_change_the_others(model, samples) -> 
     assert (after[0] - before[0]).abs().max() > TOLERANCE  # its own slide has one patch more
 
 
-def run_test(folder: Path, yaml: Path, checkpoint: Path, processes: int) -> tuple[dict, pd.DataFrame]:
-    """`span test` in processes of its own; 7 slides on 2 processes are uneven shares."""
-    words = ["test", "--config", str(yaml), "--ckpt_path", str(checkpoint), f"--trainer.default_root_dir={folder}"]
-    words += [f"--trainer.devices={processes}", f"--trainer.strategy={'ddp' if processes > 1 else 'auto'}"]
-    words += ["--data.init_args.batch_size=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "span_sparse", *words], capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert ("MEMBER: 2/2" in done.stderr) == (processes == 2)
-    return json.loads((folder / "metrics.json").read_text())["test"], pd.read_csv(folder / "predictions.csv")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["pyramid_pooling"], indirect=True)
-def test_two_processes_say_what_one_says(fit_yaml, tmp_path, model) -> None:
+def test_two_processes_say_what_one_says(command, fit_yaml, tmp_path, model) -> None:
+    """7 slides on 2 processes are uneven shares."""
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     checkpoint = tmp_path / "c.ckpt"
     torch.save({**content, "epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.6.6"}, checkpoint)
     settings = json.loads(fit_yaml.read_text())
     settings["model"]["init_args"]["network"]["init_args"] = model.settings.as_dict()
     fit_yaml.write_text(json.dumps(settings))
-    one, first = run_test(tmp_path / "one", fit_yaml, checkpoint, 1)
-    two, second = run_test(tmp_path / "two", fit_yaml, checkpoint, 2)
+    words = ["test", "--config", str(fit_yaml), "--ckpt_path", str(checkpoint), "--data.init_args.batch_size=2"]
+
+    def options(name: str, processes: int, strategy: str) -> list[str]:
+        run_dir = f"--trainer.default_root_dir={tmp_path / name}"
+        return [run_dir, f"--trainer.devices={processes}", f"--trainer.strategy={strategy}"]
+
+    assert command("span", *words, *options("one", 1, "auto")) == 0
+    two = [sys.executable, "-m", "span_sparse", *words, *options("two", 2, "ddp")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(two, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "MEMBER: 2/2" in done.stderr
+    first, second = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("one", "two"))
     assert second["slide_id"].tolist() == first["slide_id"].tolist()
     assert len(first) == 7
     assert (first["prob_b"] - second["prob_b"]).abs().max() < 1e-6
-    assert two == one
+    figures = [json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("one", "two")]
+    assert figures[0] == figures[1]
