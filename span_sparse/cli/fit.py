@@ -23,10 +23,11 @@ import lightning
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from span_sparse.cli.option_errors import explain
+from span_sparse.cli.run_folder import METRICS_FILE, SaveResolvedConfig, summary
 from span_sparse.errors import ConfigError
 from span_sparse.models import NetworkConfig
 from span_sparse.training import SlideClassifier
@@ -55,21 +56,6 @@ class SpanParser(LightningArgumentParser):
         command = parser.prog.replace(" [options]", "")
         sys.stderr.write(f"error: {explain(message, known)}\n`{command} --help` shows all settings\n")
         self.exit(2)
-
-
-class SaveResolvedConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run's folder, beside checkpoints and metrics."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
-
-    def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Writes `config.yaml` when fitting; called on the first process only."""
-        if stage != "fit":
-            return
-        run_dir = Path(trainer.default_root_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(run_dir / "config.yaml"), skip_unset=False, overwrite=True, multifile=False)
 
 
 class SpanCLI(LightningCLI):
@@ -114,7 +100,7 @@ class SpanCLI(LightningCLI):
         what = f", continuing from {resumed}" if resumed else ", replacing the earlier run there" if earlier else ""
         self._print(f"training on {devices}; run folder {run_dir}{what}")
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            (run_dir / _RUN_FILES["metrics"]).unlink(missing_ok=True)  # its presence says that a run is complete
+            (run_dir / METRICS_FILE).unlink(missing_ok=True)  # its presence says that a run is complete
 
     def after_fit(self) -> None:
         """Tests the best checkpoint on the test split, if there is one."""
@@ -146,7 +132,8 @@ class SpanCLI(LightningCLI):
         run_dir = Path(trainer.default_root_dir)
         table = parse_predictions(frame, source=str(run_dir / "predictions.csv"))
         files = write_evaluation(run_dir, table, about={"run": self._about()})
-        self._report(files.metrics.get("test", {}), run_dir)
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        self._print(summary(run_dir, files.metrics.get("test", {}), best))
 
     def _about(self) -> dict[str, Any]:
         """Which weights were tested and how they were chosen."""
@@ -162,42 +149,13 @@ class SpanCLI(LightningCLI):
             "seed": self._get(self.config, "seed_everything"),
         }
 
-    def _report(self, metrics: dict[str, Any], run_dir: Path) -> None:
-        lines = []
-        if metrics.get("auc") is not None:
-            interval = metrics.get("auc_ci")
-            between = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-            lines.append(
-                f"test AUC {metrics['auc']:.3f}{between}, "
-                f"{metrics['num_slides']} slides of {metrics['num_cases']} cases"
-            )
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            lines.append(f"{'best checkpoint':<17}{_shown(best)}")
-        lines += [f"{label:<17}{run_dir / name}" for label, name in _RUN_FILES.items() if (run_dir / name).exists()]
-        self._print("\n".join(lines))
-
     def _print(self, text: str) -> None:
         if self.trainer.is_global_zero:
             print(text, flush=True)
 
 
-_RUN_FILES = {
-    "metrics": "metrics.json",
-    "predictions": "predictions.csv",
-    "figures": "roc.png",
-    "configuration": "config.yaml",
-}
-
-
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _shown(path: str) -> Path:
-    """Relative to the current folder where it lies below it."""
-    absolute = Path(path).absolute()
-    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
 
 
 def _quieten(verb: str) -> None:

@@ -1,0 +1,62 @@
+"""What does a run leave in its folder, and how is the user told?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import lightning
+from lightning.pytorch.cli import SaveConfigCallback
+
+METRICS_FILE: Final = "metrics.json"
+"""Written last: its presence says that a run is complete."""
+
+CONFIG_FILE: Final = "config.yaml"
+
+_SHOWN: Final = {
+    "metrics": METRICS_FILE,
+    "predictions": "predictions.csv",
+    "figures": "roc.png",
+    "configuration": CONFIG_FILE,
+}
+
+
+class SaveResolvedConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run's folder, beside checkpoints and metrics."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Writes `config.yaml` when fitting; called on the first process only."""
+        if stage != "fit":
+            return
+        run_dir = Path(trainer.default_root_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(run_dir / CONFIG_FILE), skip_unset=False, overwrite=True, multifile=False)
+
+
+def summary(run_dir: Path, metrics: dict[str, Any], best_checkpoint: str) -> str:
+    """The test AUC with its interval, and where things lie.
+
+    Args:
+        run_dir: the run folder.
+        metrics: of the test split, as in `metrics.json`; empty without labels.
+        best_checkpoint: path, empty when there is none.
+    """
+    lines = []
+    if metrics.get("auc") is not None:
+        interval = metrics.get("auc_ci")
+        between = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+        counts = f"{metrics['num_slides']} slides of {metrics['num_cases']} cases"
+        lines.append(f"test AUC {metrics['auc']:.3f}{between}, {counts}")
+    if best_checkpoint:
+        lines.append(f"{'best checkpoint':<17}{_relative(best_checkpoint)}")
+    lines += [f"{label:<17}{run_dir / name}" for label, name in _SHOWN.items() if (run_dir / name).exists()]
+    return "\n".join(lines)
+
+
+def _relative(path: str) -> Path:
+    """Relative to the current folder where it lies below it."""
+    absolute = Path(path).absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
