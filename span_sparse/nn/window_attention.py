@@ -150,9 +150,8 @@ def _attend(rows: tuple[Tensor, Tensor, Tensor], passes: list[tuple[KernelMap, T
             if number:  # merge with the passes before
                 before = _gather(log_sums, writes, slots)
                 merged = torch.logaddexp(before, log_sum)
-                read.mul_((log_sum - merged).exp_()).addcmul_(
-                    _gather(output, writes, slots), (before - merged).exp_().to(read.dtype)
-                )
+                earlier = _gather(output, writes, slots).mul_((before - merged).exp_())
+                read = earlier.addcmul_(read, (log_sum - merged).exp_().to(read.dtype))
                 log_sum = merged
             output.index_copy_(0, writes, read.flatten(0, 1))
             log_sums.index_copy_(0, writes, log_sum.flatten(0, 1))
@@ -222,11 +221,13 @@ def gathered_attention(
     scores, values = [], []
     for kernel_map, pass_bias in _passes(bias, windows, reach):
         table, slot = kernel_map.table, kernel_map.slots_of_inputs()
-        absent = torch.zeros(table.shape, dtype=q.dtype, device=q.device).masked_fill(table < 0, -torch.inf)
-        queries, keys = (rows[table.clamp(min=0)].transpose(1, 2) for rows in (q * scale, k))
+        present = table >= 0
+        tokens = torch.where(present, table, table.amax(dim=1, keepdim=True))
+        absent = torch.zeros(table.shape, dtype=q.dtype, device=q.device).masked_fill(~present, -torch.inf)
+        queries, keys = (rows[tokens].transpose(1, 2) for rows in (q * scale, k))
         by_window = queries @ keys.mT + pass_bias + absent[:, None, None, :]  # (windows, heads, slots, slots)
         scores.append(by_window.transpose(1, 2).flatten(0, 1)[slot])  # (tokens, heads, slots)
-        in_window = v[table.clamp(min=0)].transpose(1, 2)
+        in_window = v[tokens].transpose(1, 2)
         values.append(in_window[slot // slots])  # (tokens, heads, slots, head_channels)
     weights = torch.cat(scores, dim=-1).softmax(dim=-1)
     return (weights.unsqueeze(-2) @ torch.cat(values, dim=-2)).squeeze(-2)
