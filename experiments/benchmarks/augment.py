@@ -82,6 +82,7 @@ def measure(repeats: int) -> dict[str, Any]:
         "percentile_90_ms": {name: round(statistics.quantiles(of, n=10)[-1], 4) for name, of in cells_only.items()},
         "repeats": repeats,
         "threads": torch.get_num_threads(),
+        "load_average_1_min": round(os.getloadavg()[0], 1),
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "versions": {

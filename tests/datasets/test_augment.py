@@ -337,12 +337,17 @@ class TestAugment:
     def test_twenty_thousand_patches_take_at_most_five_milliseconds(self) -> None:
         grid, features = square(142)[:20_000].int(), torch.zeros(20_000, 8)
         everything = AugmentationSettings(probability=1.0)
-        seconds = []
-        for seed in range(25):
-            start = time.perf_counter()
-            augment(grid, features, everything, 0.0, seeded(seed))
-            seconds.append(time.perf_counter() - start)
-        assert min(seconds) <= 5e-3  # the fastest: other processes may be at work; the median is the benchmark's
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in a worker of a DataLoader; several would wait for each other on a busy machine
+        try:
+            seconds = []
+            for seed in range(25):
+                start = time.thread_time()  # what other processes take does not count
+                augment(grid, features, everything, 0.0, seeded(seed))
+                seconds.append(time.thread_time() - start)
+        finally:
+            torch.set_num_threads(num_threads)
+        assert statistics.median(seconds) <= 5e-3
 
 
 class TestTraining:
@@ -362,6 +367,8 @@ class TestTraining:
             assert torch.equal(uncached[request].grid, forwards[request].grid)
             assert torch.equal(uncached[request].features, forwards[request].features)
         assert len({tuple(sample.grid.flatten().tolist()) for sample in forwards.values()}) == len(requests)
+        twice = SlideDataset(uncached.store, self.ITEMS[:1] * 2, augment_seed=0, augmentation=FULL)
+        assert twice[EpochIndex(0, 0)].grid.tolist() != twice[EpochIndex(1, 0)].grid.tolist()
         other = self.slides(tiny_cohort, seed=1)
         assert any(other[request].grid.tolist() != forwards[request].grid.tolist() for request in requests)
 
