@@ -171,6 +171,9 @@ def test_a_class_from_one_site(study):
         "fold_0: class 'b' comes from one site only, 'S1' (2 train patients), while the training side has 2 sites"
     )
     assert all(problem.confounding for problem in check_splits(*study.read(), site_column="site"))
+    study.cohort[0][2] = study.cohort[1][2] = "rare"  # in one site too, but a single patient is no pattern
+    study.cohort[8][2] = study.cohort[12][2] = "rare"
+    assert not any("'rare'" in message for message in study.problems(site_column="site"))
     for row in study.cohort:
         row[3] = "S1"
     assert study.problems(site_column="site") == []  # one site tells nothing

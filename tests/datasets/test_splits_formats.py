@@ -18,7 +18,7 @@ COHORT = """slide_id,case_id,label,mpp,site
 Tü/3.1,p,1,0.5,y
 "4,b",q,1,,y
 NA,NA,a,,x
-e,r,,,x
+e,p,,,x
 """
 SIDES = {
     0: {"001": "train", "002": "train", "Tü/3.1": "val", "4,b": "test", "NA": "test"},
@@ -88,7 +88,7 @@ def test_wide_is_the_cohort_and_the_folds(tmp_path, cohort):
         "Tü/3.1,p,0.5,1,y,val,train\n"
         '"4,b",q,,1,y,test,val\n'
         "NA,NA,,a,x,test,train\n"
-        "e,r,,,x,,\n"
+        "e,p,,,x,,\n"
     )
     again = read_cohort(tmp_path / "w.csv")
     assert again.splits("fold_1") == SIDES[1]
@@ -207,7 +207,7 @@ def test_clam_as_others_write_it(tmp_path):
         [{"train": ["1"], "test": ["2"]}],
         {"fold_0": {"train": ["1"], "test": ["2"]}},
         {"splits": {"0": {"train_patients": ["1"], "test_patients": ["2"]}}},
-        {"train_patients": ["1"], "test_patients": ["2"]},
+        {"train_patients": [" 1"], "test_patients": ["2 "]},
     ],
 )
 def test_stamp_and_its_relatives(tmp_path, content):

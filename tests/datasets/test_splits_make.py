@@ -253,3 +253,28 @@ def test_the_modules_import_no_torch():
             for name in names:
                 assert name.split(".")[0] not in {"torch", "lightning", "spconv"}, file
                 assert not name.startswith("span_sparse.datasets.") or name.startswith("span_sparse.datasets.splits")
+
+
+def test_unequal_sites_come_close_to_the_shares(tmp_path):
+    sizes = [30, 14, 10, 7, 5, 4, 3, 3, 2, 2]
+    rows = [(f"{site}-{n}", f"{site}-{n}", "ab"[n % 2], site) for site, size in enumerate(sizes) for n in range(size)]
+    cohort = cohort_of(tmp_path, rows)
+    for seed in range(4):
+        splits = make_splits(cohort, SplitPlan(method="fixed", site_aware="group", seed=seed))
+        held = Counter(splits.sides[0].values())
+        assert abs(held["train"] - 48) <= 4, "a single order of dealing gives 29 to 47"
+        assert abs(held["val"] - 16) <= 4
+        assert abs(held["test"] - 16) <= 4
+
+
+def test_a_class_in_few_sites_reaches_every_side(tmp_path):
+    """Three of five sites have the class: most orders of dealing that fit the shares best miss a side."""
+    rows = [(f"a{n}", f"a{n}", "a", f"S{n % 5}") for n in range(50)] + [
+        (f"b{n}", f"b{n}", "b", f"S{n}") for n in range(3)
+    ]
+    cohort = cohort_of(tmp_path, rows)
+    label_of = cohort.labels("label")
+    for seed in range(20):
+        splits = make_splits(cohort, SplitPlan(method="fixed", site_aware="group", seed=seed))
+        held = {side for slide, side in splits.sides[0].items() if label_of[slide] == "b"}
+        assert held == {"train", "val", "test"}
