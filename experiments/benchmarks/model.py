@@ -5,9 +5,11 @@
 One cell is one model, one number of patches and one mode (`forward`, `forward_backward`), in a process of its own:
 seconds of the median repetition, CPU seconds of the fastest (less disturbed on a shared machine), growth of peak memory
 over the loaded model and input, and the ratio to the model's own dense matrix products (every `mm` and `addmm` of the
-run, replayed alone with the same shapes). Features have 1,024 channels; patches cover 40 % of a square, in tissue-like
-blobs. Models: `span` (classification preset), `full_attention_fused` and `full_attention_naive` (two layers, 512 wide,
-8 heads), `transmil` and `attention_pooling` (torchmil, if installed: `pip install torchmil`).
+run, replayed alone with the same shapes: the floor). Features have 1,024 channels; patches cover 40 % of a square, in
+tissue-like blobs. Models: `span` (classification preset), `full_attention_fused` and `full_attention_naive` (2 layers,
+512 wide, 8 heads), `transmil` and `attention_pooling` (torchmil, if installed: `pip install torchmil`). Models are in
+evaluation mode (no dropout) in both modes. On CPU the memory is the resident memory of the process, with the allocator
+as it is.
 """
 
 from __future__ import annotations
@@ -287,12 +289,7 @@ def _all_cells(args: argparse.Namespace) -> int:
                     f"{cell['peak_mb']:>10.0f}{'' if ratio is None else f'{ratio:.2f}':>15}",
                     flush=True,
                 )
-    for mode in args.modes:
-        line = [cell for cell in cells if cell["model"] == "span" and cell["mode"] == mode]
-        for key in ("cpu_seconds", "peak_mb"):
-            slope = exponent(line, key, 10_000)
-            if slope is not None:
-                print(f"span, {mode}: {key} grows with exponent {slope:.3f} from 10,000 patches")
+    _print_summary(cells)
     if args.json is not None:
         write_atomically(args.json, (json.dumps(cells, indent=2) + "\n").encode())
     if args.figure is not None:
@@ -300,11 +297,48 @@ def _all_cells(args: argparse.Namespace) -> int:
     return 0
 
 
+def _score_bytes(name: str, num_patches: int, mode: str) -> int:
+    """Memory of the `[heads, patches, patches]` tensors that naive attention holds at once; 0 for the others."""
+    if name != "full_attention_naive":
+        return 0
+    held = 3 if mode == "forward" else 6  # with gradients: scores and weights of two layers, and two gradients
+    return held * 8 * num_patches**2 * torch.float32.itemsize
+
+
+def _available_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _print_summary(cells: list[dict[str, Any]]) -> None:
+    """The floor of SPAN and its growth."""
+    span = [cell for cell in cells if cell["model"] == "span"]
+    for cell in span:
+        speed = cell["matmul_gflop"] / cell["matmul_cpu_seconds"]
+        read = cell["patches"] * NUM_FEATURES * torch.float32.itemsize / 1e6
+        print(
+            f"span, {cell['patches']} patches, {cell['mode']}: floor {cell['matmul_cpu_seconds']:.3f} s = "
+            f"{cell['matmul_gflop']:.1f} GFLOP of matrix products at {speed:.0f} GFLOP/s; features {read:.0f} MB"
+        )
+    for mode in MODES:
+        line = [cell for cell in span if cell["mode"] == mode]
+        for key in ("cpu_seconds", "peak_mb"):
+            slope = exponent(line, key, 10_000)
+            if slope is not None:
+                print(f"span, {mode}: {key} grows with exponent {slope:.3f} from 10,000 patches")
+
+
 def _in_a_process(args: argparse.Namespace, name: str, num_patches: int, mode: str) -> dict[str, Any] | None:
     """One cell, or None with a note where it cannot be had."""
     command = [sys.executable, __file__, "--cell", "--models", name, "--patches", str(num_patches), "--modes", mode]
     command += ["--threads", str(args.threads), "--device", args.device, "--budget-s", str(args.budget_s)]
     where = f"{name}, {num_patches} patches, {mode}"
+    needed, available = _score_bytes(name, num_patches, mode), _available_bytes(args.device)
+    if needed > 0.7 * available:
+        print(f"left out: {where}: its scores need {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free")
+        return None
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=args.limit_s, check=False)
     except subprocess.TimeoutExpired:
