@@ -38,8 +38,14 @@ DEVICE_CHUNK_ELEMENTS = 2**26
 _ROWS = 1024
 """Tokens whose products with a gradient are held at once."""
 
+GATHERED_ROWS = 32
+"""Up to so many tokens · heads on CPU the plain implementation is faster (0.8 against 1.2 ms, forward and backward)."""
+
 Reach = Literal["union", "regular", "shifted"]
 """Which windows a token attends to: both, or one of them (each contains the token itself)."""
+
+Implementation = Literal["merged", "gathered"]
+"""Passes merged by log-sum-exp with a backward pass of its own, or the keys side by side and autograd."""
 
 
 def window_attention(
@@ -49,6 +55,7 @@ def window_attention(
     bias: Float[Tensor, "heads slots slots"] | None,
     windows: WindowMaps,
     reach: Reach = "union",
+    implementation: Implementation | None = None,
 ) -> Float[Tensor, "tokens heads head_channels"]:
     """Attention inside windows, one softmax over all keys.
 
@@ -60,10 +67,16 @@ def window_attention(
             table serves both windows because it depends on the displacement alone.
         windows: tokens of every window.
         reach: which windows.
+        implementation: None chooses by device and size.
     """
     if bias is None:
         slots = windows.regular.num_taps
         bias = q.new_zeros(q.shape[1], slots, slots)
+    if implementation is None:
+        tiny = q.device.type == "cpu" and q.shape[0] * q.shape[1] <= GATHERED_ROWS
+        implementation = "gathered" if tiny else "merged"
+    if implementation == "gathered":
+        return gathered_attention(q, k, v, bias, windows, reach)
     return _WindowAttention.apply(q, k, v, bias, windows, reach)  # pyright: ignore[reportReturnType]
 
 

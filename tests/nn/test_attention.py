@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,13 +15,13 @@ from span_sparse.nn.global_attention import Projections, global_attention, proje
 from span_sparse.nn.global_tokens import GlobalTokens
 from span_sparse.nn.positions import RelativePositionBias
 from span_sparse.nn.transformer import LayerSettings, TransformerLayer
-from span_sparse.nn.window_attention import Reach, gathered_attention, window_attention
+from span_sparse.nn.window_attention import Implementation, Reach, gathered_attention, window_attention
 from span_sparse.sparse import Level, SparseSites, make_sites, window_maps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
 import dense_span
 
-IMPLEMENTATIONS = [window_attention, gathered_attention]
+IMPLEMENTATIONS = [functools.partial(window_attention, implementation=name) for name in get_args(Implementation)]
 
 
 def slide_sites(num_patches: int, side: int) -> SparseSites:
@@ -151,3 +153,16 @@ def test_global_tokens_start_from_what_they_say() -> None:
     assert torch.equal(result[0, 3:], result[1, 3:])
     assert len(list(tokens.parameters())) == 1
     assert torch.equal(result[0, 3], tokens.state_dict()["fixed"][0])
+
+
+def test_the_choice_follows_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["span_sparse.nn.window_attention"]
+    used: list[int] = []
+    plain = gathered_attention
+    monkeypatch.setattr(module, "gathered_attention", lambda q, *rest: used.append(len(q)) or plain(q, *rest))
+    for num_patches in (4, 200):
+        q, k, v = (torch.randn(num_patches, 2, 4) for _ in range(3))
+        maps = window_maps(slide_sites(num_patches, 20), 3)
+        merged = window_attention(q, k, v, None, maps, implementation="merged")
+        torch.testing.assert_close(window_attention(q, k, v, None, maps), merged)
+    assert used == [4]
