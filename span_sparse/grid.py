@@ -4,6 +4,9 @@ A slide is cut by a square lattice anchored at the slide's own origin, level-0 p
 bounding box: a new patch far away must not move the others, nor re-pair the 2×2 blocks of the pyramid. Cell
 `(row, col)` covers the level-0 pixels `x in [col·step, (col+1)·step)`, `y in [row·step, (row+1)·step)`.
 
+What other programs cut may start elsewhere and overlap. Such a lattice keeps its origin, and its patches are `overlap`
+pixels larger than the step; nothing we extract ourselves has either.
+
 The step is a whole number of level-0 pixels, chosen once per slide from the patch size and the target resolution, so
 that cell ↔ pixel is exact int64 arithmetic both ways. Scaling floating-point coordinates instead drifts: after 400
 patches at 0.2527 µm/px a rounding of each one separately is off by more than a pixel.
@@ -96,21 +99,45 @@ class Lattice:
     Attributes:
         spec: what was asked for.
         slide_mpp: micrometres per pixel of level 0.
-        step_px0: edge of a cell in level-0 pixels; also the distance between neighbours (patches do not overlap).
+        step_px0: distance between neighbouring cells in level-0 pixels.
+        origin_px0: top-left corner `(x, y)` of cell (0, 0), each in [0, step); (0, 0) unless imported.
+        overlap_px0: a patch is so much larger than the step; 0 unless imported, negative for gaps between patches.
+
+    Raises:
+        LatticeError: a step below 1, an origin outside [0, step), or patches without extent.
     """
 
     spec: LatticeSpec
     slide_mpp: float
     step_px0: int
+    origin_px0: tuple[int, int] = (0, 0)
+    overlap_px0: int = 0
+
+    def __post_init__(self) -> None:
+        if self.step_px0 < 1 or self.patch_px0 < 1 or not all(0 <= start < self.step_px0 for start in self.origin_px0):
+            raise LatticeError(
+                f"a lattice of step {self.step_px0} px, origin {self.origin_px0} and patches of {self.patch_px0} px: "
+                "step and patch must be at least 1 px and the origin in [0, step)"
+            )
+
+    @property
+    def patch_px0(self) -> int:
+        """Edge of a patch in level-0 pixels."""
+        return self.step_px0 + self.overlap_px0
 
     @property
     def step_um(self) -> float:
-        """Edge of a cell in micrometres."""
+        """Distance between neighbouring cells in micrometres."""
         return self.step_px0 * self.slide_mpp
 
     def shape(self, width_px0: int, height_px0: int) -> tuple[int, int]:
-        """Number of whole cells `(rows, cols)` that fit into a slide; a partial last row or column has no cell."""
-        return height_px0 // self.step_px0, width_px0 // self.step_px0
+        """Number of whole patches `(rows, cols)` that fit into a slide; a partial last row or column has no cell."""
+        x0, y0 = self.origin_px0
+        rows, cols = (
+            max(0, (extent - start - self.overlap_px0) // self.step_px0)
+            for extent, start in ((height_px0, y0), (width_px0, x0))
+        )
+        return rows, cols
 
     def to_px0(self, grid: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Top-left corners `(x, y)` in level-0 pixels, int64 `[patches, 2]`, of cells `(row, col)`.
@@ -118,7 +145,7 @@ class Lattice:
         >>> LatticeSpec(256, 0.5).on_slide(0.5).to_px0(np.array([[2, 1]], dtype=np.int32))
         array([[256, 512]])
         """
-        return grid[:, ::-1].astype(np.int64) * self.step_px0
+        return grid[:, ::-1].astype(np.int64) * self.step_px0 + np.array(self.origin_px0, dtype=np.int64)
 
     def to_cells(self, coords_px0: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
         """Cells `(row, col)`, int32 `[patches, 2]`, whose top-left corners are exactly `coords_px0` `(x, y)`.
@@ -126,27 +153,27 @@ class Lattice:
         Raises:
             LatticeError: a coordinate is negative, off the lattice, or beyond int32.
         """
-        cells, residue = np.divmod(coords_px0.astype(np.int64), self.step_px0)
+        cells, residue = np.divmod(coords_px0.astype(np.int64) - np.array(self.origin_px0), self.step_px0)
         if residue.any():
             first = int(np.flatnonzero(residue.any(axis=1))[0])
             raise LatticeError(
                 f"patch {first} at level-0 pixel {tuple(coords_px0[first].tolist())} is not a multiple of the lattice "
-                f"step {self.step_px0} px; the coordinates belong to another lattice"
+                f"step {self.step_px0} px from {self.origin_px0}; the coordinates belong to another lattice"
             )
         return self._as_grid(cells)
 
     def containing(self, points_px0: NDArray[np.integer[Any] | np.floating[Any]]) -> NDArray[np.int32]:
         """Cells `(row, col)` that contain the points `(x, y)` in level-0 pixels."""
-        return self._as_grid(np.floor_divide(points_px0, self.step_px0).astype(np.int64))
+        return self._as_grid(np.floor_divide(points_px0 - np.array(self.origin_px0), self.step_px0).astype(np.int64))
 
     def box(self, row: int, col: int) -> BoxPx0:
-        """The pixels a cell covers."""
-        step = self.step_px0
-        return BoxPx0(col * step, row * step, (col + 1) * step, (row + 1) * step)
+        """The pixels that the patch of a cell covers."""
+        x0, y0 = self.origin_px0[0] + col * self.step_px0, self.origin_px0[1] + row * self.step_px0
+        return BoxPx0(x0, y0, x0 + self.patch_px0, y0 + self.patch_px0)
 
     def centres_um(self, grid: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-        """Centres `(x, y)` in micrometres from the slide's origin, `[patches, 2]`."""
-        return (grid[:, ::-1].astype(np.float64) + 0.5) * self.step_um
+        """Centres `(x, y)` of the patches in micrometres from the slide's origin, float64 `[patches, 2]`."""
+        return (self.to_px0(grid) + self.patch_px0 / 2) * self.slide_mpp
 
     @staticmethod
     def _as_grid(cells_xy: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -124,3 +124,29 @@ def test_four_hundred_patches_do_not_drift():
     """Scaling floats patch by patch would: 112 µm / 0.2527 µm is 443.21 px, 85 px off after 400 patches."""
     lattice = LatticeSpec(224, 0.5).on_slide(0.2527)
     assert lattice.to_px0(np.array([[0, 400]], np.int32)).tolist() == [[400 * 443, 0]]
+
+
+def test_a_lattice_of_others_by_hand():
+    """Patches of 12 px every 10 px from (3, 7): cell (row 2, col 1) starts at (3 + 10, 7 + 20)."""
+    lattice = Lattice(LatticeSpec(6, 1.0), 0.5, 10, origin_px0=(3, 7), overlap_px0=2)
+    grid = np.array([[2, 1]], np.int32)
+    assert lattice.patch_px0 == 12
+    assert lattice.box(2, 1) == BoxPx0(13, 27, 25, 39)
+    assert lattice.to_px0(grid).tolist() == [[13, 27]]
+    assert lattice.to_cells(np.array([[13, 27]])).tolist() == [[2, 1]]
+    assert lattice.centres_um(grid).tolist() == [[9.5, 16.5]]
+    assert lattice.containing(np.array([[22.9, 27.0], [23.0, 36.9]])).tolist() == [[2, 1], [2, 2]]
+    # width 25 = 3 + 10 + 12 holds two columns, 24 one; height 19 = 7 + 12 one row, 18 none
+    assert [lattice.shape(25, 19), lattice.shape(24, 18), lattice.shape(2, 2)] == [(1, 2), (0, 1), (0, 0)]
+    with pytest.raises(LatticeError, match=r"\(13, 26\) is not a multiple of the lattice step 10 px from \(3, 7\)"):
+        lattice.to_cells(np.array([[13, 26]]))
+    with pytest.raises(LatticeError, match=r"lie in \[0"):
+        lattice.to_cells(np.array([[3, -3]]))
+
+
+@pytest.mark.parametrize(
+    ("step", "origin", "overlap"), [(0, (0, 0), 0), (10, (10, 0), 0), (10, (0, -1), 0), (10, (0, 0), -10)]
+)
+def test_impossible_lattices_are_refused(step, origin, overlap):
+    with pytest.raises(LatticeError, match="step and patch must be at least 1 px"):
+        Lattice(LatticeSpec(6, 1.0), 0.5, step, origin, overlap)

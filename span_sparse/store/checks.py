@@ -9,13 +9,20 @@ All problems of a step are reported together; a user who repairs one at a time e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from span_sparse.store.schema import (
     ARRAY_COORDS,
+    ARRAY_FAILED_GRID,
     ARRAY_FEATURES,
     ARRAY_GRID,
+    ARRAY_RATIOS,
+    ARRAY_SOURCE_ROWS,
+    OPTIONAL_ARRAYS,
+    SlideMetadata,
     SlideRecord,
     validate_attributes,
 )
@@ -26,7 +33,9 @@ def validate_record(record: SlideRecord) -> list[str]:
     problems = validate_arrays(record.features, record.grid, record.coords)
     if problems:
         return problems
-    problems = validate_attributes(record.metadata().as_attributes())
+    metadata = record.metadata()
+    problems = validate_attributes(metadata.as_attributes())
+    problems += validate_optional_arrays(record.optional_arrays(), metadata)
     return problems or validate_contents(record)
 
 
@@ -49,6 +58,25 @@ def validate_arrays(features: object, grid: object, coords: object) -> list[str]
     return []
 
 
+def validate_optional_arrays(arrays: Mapping[str, object], metadata: SlideMetadata) -> list[str]:
+    """Problems of the optional arrays' kinds and shapes."""
+    columns = {ARRAY_RATIOS: len(metadata.ratio_classes), ARRAY_FAILED_GRID: 2, ARRAY_SOURCE_ROWS: 1}
+    problems: list[str] = []
+    for name, array in arrays.items():
+        rows = None if name == ARRAY_FAILED_GRID else metadata.num_patches
+        wanted = (rows or "cells", columns.get(name, "axes"))
+        if (
+            not isinstance(array, np.ndarray)
+            or array.dtype.name not in OPTIONAL_ARRAYS[name]
+            or array.ndim != 2
+            or 0 in array.shape
+            or any(isinstance(want, int) and want != got for want, got in zip(wanted, array.shape, strict=True))
+        ):
+            dtypes = " or ".join(OPTIONAL_ARRAYS[name])
+            problems.append(f"{name} must be {dtypes} [{wanted[0]}, {wanted[1]}], found {_describe(array)}")
+    return problems
+
+
 def validate_contents(record: SlideRecord) -> list[str]:
     """Problems of the values, for arrays whose kinds and shapes are right."""
     problems: list[str] = []
@@ -60,7 +88,24 @@ def validate_contents(record: SlideRecord) -> list[str]:
     num_bad = int(np.count_nonzero(~np.isfinite(record.features).all(axis=1)))
     if num_bad:
         problems.append(f"features of {num_bad} of {len(record.features)} patches hold NaN or infinite values")
-    return problems + _validate_grid(record)
+    return problems + _validate_grid(record) + _validate_optional_contents(record)
+
+
+def _validate_optional_contents(record: SlideRecord) -> list[str]:
+    problems: list[str] = []
+    ratios, failed, rows = record.ratios, record.failed_grid, record.source_rows
+    if ratios is not None and (num_bad := int((~((ratios >= 0) & (ratios <= 1))).any(axis=1).sum())):
+        problems.append(f"ratios must lie in [0, 1], those of {num_bad} of {len(ratios)} patches do not")
+    if failed is not None:
+        keys = _cell_keys(failed)
+        shape = np.array(record.lattice.shape(record.width_px0, record.height_px0))
+        if (failed < 0).any() or (failed >= shape).any() or len(np.unique(keys)) < len(keys):
+            problems.append("failed_grid must hold cells of the slide, each once")
+        if np.isin(keys, _cell_keys(record.grid)).any():
+            problems.append("failed_grid holds cells that have a patch")
+    if rows is not None and ((rows < 0).any() or len(np.unique(rows)) < len(rows)):
+        problems.append("source_rows must be different rows from 0 on")
+    return problems
 
 
 def _validate_grid(record: SlideRecord) -> list[str]:
@@ -85,7 +130,8 @@ def _validate_grid(record: SlideRecord) -> list[str]:
         first = int(np.flatnonzero(off)[0])
         cell, corner = tuple(grid[first].tolist()), tuple(record.coords[first].tolist())
         problems.append(
-            f"coords of {int(off.sum())} patches are not their cell × {record.lattice.step_px0} px: "
+            f"coords of {int(off.sum())} patches are not their cell × {record.lattice.step_px0} px "
+            f"from {record.lattice.origin_px0}: "
             f"patch {first} in cell (row, col) {cell} has (x, y) {corner}"
         )
     return problems

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from span_sparse.errors import StoreError
 from span_sparse.grid import LatticeSpec
-from span_sparse.store.checks import validate_arrays
+from span_sparse.store.checks import validate_arrays, validate_optional_arrays
 from span_sparse.store.naming import TEMPORARY_PREFIX, group_name, slide_id_of
 from span_sparse.store.schema import (
     ARRAY_COORDS,
@@ -24,6 +24,7 @@ from span_sparse.store.schema import (
     ARRAY_GRID,
     ARRAYS,
     KEY_COMPLETE,
+    OPTIONAL_ARRAYS,
     SlideMetadata,
     SlideRecord,
     parse_attributes,
@@ -38,7 +39,7 @@ _Generation = tuple[int, int, int]
 
 
 class FeatureStore:
-    """A folder of slides' features, format version 1 (see FORMAT.md).
+    """A folder of slides' features, format version 1 or 2 (see FORMAT.md).
 
     Attributes:
         path: the store's folder.
@@ -171,14 +172,17 @@ class FeatureStore:
     def _read_once(self, slide_id: str, *, verify: bool) -> SlideRecord:
         metadata = self.metadata(slide_id)
         group = self.path / group_name(slide_id)
-        for array in ARRAYS:
+        for array in (*ARRAYS, *metadata.optional_arrays):
             self._check_inside(group / array / METADATA_FILE)
             self._check_inside(group / array / SHARD_FILE)
         features = read_array(group / ARRAY_FEATURES, (metadata.encoder.precision,), verify=verify)
         grid = read_array(group / ARRAY_GRID, ("int32",), verify=verify)
         coords = read_array(group / ARRAY_COORDS, ("int64",), verify=verify)
+        optional = {
+            name: read_array(group / name, OPTIONAL_ARRAYS[name], verify=verify) for name in metadata.optional_arrays
+        }
         where = f"slide {slide_id!r} in {self.path}"
-        raise_problems(where, validate_arrays(features, grid, coords))
+        raise_problems(where, validate_arrays(features, grid, coords) or validate_optional_arrays(optional, metadata))
         if features.shape != (metadata.num_patches, metadata.encoder.dimension):
             raise StoreError(
                 f"{where}: features are {list(features.shape)}, its attributes say "
@@ -197,6 +201,8 @@ class FeatureStore:
             width_px0=metadata.width_px0,
             height_px0=metadata.height_px0,
             provenance=metadata.provenance,
+            ratio_classes=metadata.ratio_classes,
+            **optional,
         )
 
     def _generation(self, slide_id: str) -> _Generation:

@@ -19,7 +19,11 @@ from span_sparse.grid import Lattice, LatticeSpec
 from span_sparse.types import EncoderIdentity
 
 FORMAT_NAME: Final = "span-sparse-features"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""What is written."""
+
+KNOWN_VERSIONS: Final = (1, 2)
+"""What is read."""
 
 KEY_FORMAT: Final = "format"
 KEY_VERSION: Final = "version"
@@ -29,6 +33,8 @@ KEY_NUM_PATCHES: Final = "num_patches"
 KEY_LATTICE: Final = "lattice"
 KEY_SLIDE_MPP: Final = "slide_mpp"
 KEY_STEP_PX0: Final = "step_px0"
+KEY_ORIGIN_PX0: Final = "origin_px0"
+KEY_OVERLAP_PX0: Final = "overlap_px0"
 KEY_MPP_SOURCE: Final = "mpp_source"
 KEY_ENCODER: Final = "encoder"
 KEY_SLIDE_CHECKSUM: Final = "slide_checksum"
@@ -36,13 +42,30 @@ KEY_WIDTH_PX0: Final = "width_px0"
 KEY_HEIGHT_PX0: Final = "height_px0"
 KEY_PROVENANCE: Final = "provenance"
 KEY_COMPLETE: Final = "complete"
+KEY_OPTIONAL_ARRAYS: Final = "optional_arrays"
+KEY_RATIO_CLASSES: Final = "ratio_classes"
 
 ARRAY_FEATURES: Final = "features"
 ARRAY_GRID: Final = "grid"
 ARRAY_COORDS: Final = "coords"
 ARRAYS: Final = (ARRAY_FEATURES, ARRAY_GRID, ARRAY_COORDS)
 
+ARRAY_RATIOS: Final = "ratios"
+ARRAY_FAILED_GRID: Final = "failed_grid"
+ARRAY_SOURCE_ROWS: Final = "source_rows"
+ARRAY_SOURCE_COORDS: Final = "source_coords"
+OPTIONAL_ARRAYS: Final[dict[str, tuple[str, ...]]] = {
+    ARRAY_RATIOS: ("float32",),
+    ARRAY_FAILED_GRID: ("int32",),
+    ARRAY_SOURCE_ROWS: ("int64",),
+    ARRAY_SOURCE_COORDS: ("int32", "int64", "float32", "float64"),
+}
+"""Arrays that a slide may have besides, with their dtypes; all but `failed_grid` have one row per patch."""
+
 PRECISIONS: Final = ("float16", "float32")
+
+_VERSION_2_DEFAULTS: Final[dict[str, Any]] = {KEY_OPTIONAL_ARRAYS: [], KEY_RATIO_CLASSES: []}
+"""What a slide of version 1 would say if it could."""
 
 _TEXT_KEYS: Final = (KEY_SLIDE_ID, KEY_MPP_SOURCE, KEY_SLIDE_CHECKSUM)
 _COUNT_KEYS: Final = (KEY_NUM_PATCHES, KEY_WIDTH_PX0, KEY_HEIGHT_PX0)
@@ -78,6 +101,8 @@ class SlideMetadata:
         width_px0: width of the slide in level-0 pixels.
         height_px0: height of the slide in level-0 pixels.
         provenance: plain JSON about how the features were made; the reader gives it no meaning.
+        optional_arrays: names of the optional arrays the slide has, sorted.
+        ratio_classes: annotation class of each column of `ratios`; empty without that array.
     """
 
     slide_id: str
@@ -90,6 +115,8 @@ class SlideMetadata:
     width_px0: int
     height_px0: int
     provenance: dict[str, Any]
+    optional_arrays: tuple[str, ...] = ()
+    ratio_classes: tuple[str, ...] = ()
 
     def as_attributes(self) -> dict[str, Any]:
         """The attributes of the slide's group, `complete` included."""
@@ -103,6 +130,8 @@ class SlideMetadata:
                 **self.lattice.spec.as_dict(),
                 KEY_SLIDE_MPP: self.lattice.slide_mpp,
                 KEY_STEP_PX0: self.lattice.step_px0,
+                KEY_ORIGIN_PX0: list(self.lattice.origin_px0),
+                KEY_OVERLAP_PX0: self.lattice.overlap_px0,
             },
             KEY_MPP_SOURCE: self.mpp_source,
             KEY_ENCODER: self.encoder.as_dict(),
@@ -110,6 +139,8 @@ class SlideMetadata:
             KEY_WIDTH_PX0: self.width_px0,
             KEY_HEIGHT_PX0: self.height_px0,
             KEY_PROVENANCE: self.provenance,
+            KEY_OPTIONAL_ARRAYS: list(self.optional_arrays),
+            KEY_RATIO_CLASSES: list(self.ratio_classes),
             KEY_COMPLETE: True,
         }
 
@@ -131,6 +162,11 @@ class SlideRecord:
         width_px0: width of the slide in level-0 pixels.
         height_px0: height of the slide in level-0 pixels.
         provenance: plain JSON about how the features were made.
+        ratios: float32 `[patches, classes]`, share of each patch's area that annotations of a class cover, in [0, 1].
+        ratio_classes: the classes of `ratios`, in the order of its columns.
+        failed_grid: int32 `[cells, 2]`, cells `(row, col)` with tissue that could not be read and have no patch.
+        source_rows: int64 `[patches, 1]`, the patch's row in the file it was imported from.
+        source_coords: `[patches, axes]`, that file's coordinates as they are there, in its dtype.
     """
 
     slide_id: str
@@ -145,6 +181,15 @@ class SlideRecord:
     width_px0: int
     height_px0: int
     provenance: dict[str, Any]
+    ratios: NDArray[np.float32] | None = None
+    ratio_classes: tuple[str, ...] = ()
+    failed_grid: NDArray[np.int32] | None = None
+    source_rows: NDArray[np.int64] | None = None
+    source_coords: NDArray[Any] | None = None
+
+    def optional_arrays(self) -> dict[str, NDArray[Any]]:
+        """The optional arrays the record has, by name, sorted."""
+        return {name: getattr(self, name) for name in sorted(OPTIONAL_ARRAYS) if getattr(self, name) is not None}
 
     def metadata(self) -> SlideMetadata:
         """The record without its arrays."""
@@ -159,6 +204,8 @@ class SlideRecord:
             width_px0=self.width_px0,
             height_px0=self.height_px0,
             provenance=self.provenance,
+            optional_arrays=tuple(self.optional_arrays()),
+            ratio_classes=self.ratio_classes,
         )
 
 
@@ -182,7 +229,9 @@ def validate_attributes(attributes: object) -> list[str]:
         if not _is_positive(values.get(key), int)
     ]
     problems += _validate_fields(KEY_ENCODER, values.get(KEY_ENCODER), _ENCODER_TYPES)
-    problems += _validate_fields(KEY_LATTICE, values.get(KEY_LATTICE), _LATTICE_TYPES)
+    values = values if values.get(KEY_VERSION) != 1 else _VERSION_2_DEFAULTS | values
+    problems += _validate_lattice(values.get(KEY_LATTICE), optional=values.get(KEY_VERSION) == 1)
+    problems += _validate_optional(values)
     encoder = values.get(KEY_ENCODER)
     if isinstance(encoder, dict) and encoder.get("precision") not in PRECISIONS:  # pyright: ignore[reportUnknownMemberType]
         problems.append(f"encoder precision must be one of {', '.join(PRECISIONS)}")
@@ -203,6 +252,7 @@ def parse_attributes(attributes: object, where: str) -> SlideMetadata:
     raise_problems(where, validate_attributes(attributes))
     values: dict[str, Any] = attributes  # type: ignore[assignment]  # checked above
     lattice = values[KEY_LATTICE]
+    x0, y0 = lattice.get(KEY_ORIGIN_PX0, (0, 0))
     return SlideMetadata(
         slide_id=values[KEY_SLIDE_ID],
         case_id=values[KEY_CASE_ID],
@@ -211,6 +261,8 @@ def parse_attributes(attributes: object, where: str) -> SlideMetadata:
             spec=LatticeSpec.from_dict(lattice),
             slide_mpp=float(lattice[KEY_SLIDE_MPP]),
             step_px0=lattice[KEY_STEP_PX0],
+            origin_px0=(x0, y0),
+            overlap_px0=lattice.get(KEY_OVERLAP_PX0, 0),
         ),
         mpp_source=values[KEY_MPP_SOURCE],
         encoder=EncoderIdentity.from_dict(values[KEY_ENCODER]),
@@ -218,6 +270,8 @@ def parse_attributes(attributes: object, where: str) -> SlideMetadata:
         width_px0=values[KEY_WIDTH_PX0],
         height_px0=values[KEY_HEIGHT_PX0],
         provenance=values[KEY_PROVENANCE],
+        optional_arrays=tuple(values.get(KEY_OPTIONAL_ARRAYS, ())),
+        ratio_classes=tuple(values.get(KEY_RATIO_CLASSES, ())),
     )
 
 
@@ -226,9 +280,10 @@ def validate_format(attributes: dict[str, Any]) -> list[str]:
     if attributes.get(KEY_FORMAT) != FORMAT_NAME:
         return [f"attribute {KEY_FORMAT!r} must be {FORMAT_NAME!r}, found {attributes.get(KEY_FORMAT)!r}"]
     version = attributes.get(KEY_VERSION)
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if version not in KNOWN_VERSIONS or isinstance(version, bool):
+        known = " and ".join(map(str, KNOWN_VERSIONS))
         return [
-            f"format version {version!r} is not known, this program reads version {FORMAT_VERSION}; "
+            f"format version {version!r} is not known, this program reads versions {known}; "
             "use the release that wrote the store, or extract again"
         ]
     return []
@@ -262,6 +317,41 @@ def _validate_fields(key: str, values: object, types: dict[str, type]) -> list[s
             wanted = {str: "a non-empty text", int: "a positive integer", float: "a positive number"}[kind]
             problems.append(f"{key} {name!r} must be {wanted}, found {_show(value)}")
     return problems
+
+
+def _validate_lattice(values: object, *, optional: bool) -> list[str]:
+    problems = _validate_fields(KEY_LATTICE, values, _LATTICE_TYPES)
+    if problems or not isinstance(values, dict):
+        return problems
+    step: int = values[KEY_STEP_PX0]
+    origin: object = values.get(KEY_ORIGIN_PX0, [0, 0] if optional else None)
+    overlap: object = values.get(KEY_OVERLAP_PX0, 0 if optional else None)
+    if not (isinstance(origin, list) and len(origin) == 2 and all(type(x) is int and 0 <= x < step for x in origin)):
+        problems.append(f"lattice {KEY_ORIGIN_PX0!r} must be two integers in [0, {step}), found {_show(origin)}")
+    if type(overlap) is not int or overlap <= -step:
+        problems.append(f"lattice {KEY_OVERLAP_PX0!r} must be an integer above -{step}, found {_show(overlap)}")
+    return problems
+
+
+def _validate_optional(values: dict[str, Any]) -> list[str]:
+    problems: list[str] = []
+    names: Any = values.get(KEY_OPTIONAL_ARRAYS)
+    classes: Any = values.get(KEY_RATIO_CLASSES)
+    if not _are_unique_texts(names) or not set(names) <= set(OPTIONAL_ARRAYS):
+        known = ", ".join(OPTIONAL_ARRAYS)
+        problems.append(f"attribute {KEY_OPTIONAL_ARRAYS!r} must list some of {known}, found {_show(names)}")
+    elif not _are_unique_texts(classes) or bool(classes) != (ARRAY_RATIOS in names):
+        problems.append(
+            f"attribute {KEY_RATIO_CLASSES!r} must name each class of the array {ARRAY_RATIOS!r} once, and be empty "
+            f"without that array, found {_show(classes)}"
+        )
+    return problems
+
+
+def _are_unique_texts(values: object) -> bool:
+    if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+        return False
+    return len(set(values)) == len(values)
 
 
 def _validate_provenance(provenance: object) -> list[str]:

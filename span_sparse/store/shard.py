@@ -159,7 +159,7 @@ def _parse_array_document(folder: Path, dtype_names: tuple[str, ...]) -> tuple[t
 
 
 def _array_document(num_rows: int, num_columns: int, block_rows: int) -> dict[str, Any]:
-    """The part of an array's `zarr.json` that version 1 fixes."""
+    """The part of an array's `zarr.json` that the format fixes."""
     bytes_codec = {"name": "bytes", "configuration": {"endian": "little"}}
     codecs = [bytes_codec, {"name": "crc32c"}]
     sharding = {

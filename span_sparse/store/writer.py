@@ -32,6 +32,7 @@ from span_sparse.store.checks import row_major_order, validate_record
 from span_sparse.store.naming import TEMPORARY_PREFIX, group_name
 from span_sparse.store.schema import (
     ARRAY_COORDS,
+    ARRAY_FAILED_GRID,
     ARRAY_FEATURES,
     ARRAY_GRID,
     FORMAT_NAME,
@@ -127,6 +128,9 @@ def _write_contents(folder: Path, record: SlideRecord) -> None:
     _write_array(folder / ARRAY_FEATURES, record.features[order])
     _write_array(folder / ARRAY_GRID, record.grid[order])
     _write_array(folder / ARRAY_COORDS, record.coords[order])
+    for name, array in record.optional_arrays().items():
+        rows = row_major_order(array) if name == ARRAY_FAILED_GRID else order
+        _write_array(folder / name, array[rows])
     for path in sorted(folder.rglob("*"), reverse=True):
         _fsync(path)
     _write_group_document(folder / METADATA_FILE, record.metadata().as_attributes())

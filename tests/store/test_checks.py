@@ -46,7 +46,10 @@ def edit(array, index, value):
             "5 channels, the encoder's dimension is 6",
         ),
         (lambda r: {"encoder": dataclasses.replace(r.encoder, precision="float32")}, "are float16, .* is float32"),
-        (lambda r: {"coords": edit(r.coords, (4, 0), 7)}, r"coords of 1 patches are not their cell × 10 px: patch 4"),
+        (
+            lambda r: {"coords": edit(r.coords, (4, 0), 7)},
+            r"coords of 1 patches are not their cell × 10 px from \(0, 0\): patch 4",
+        ),
         (lambda r: {"coords": r.coords[:, ::-1]}, "are not their cell"),
         (lambda r: {"slide_id": ""}, "'slide_id' must be"),
         (lambda r: {"width_px0": np.int64(305)}, "positive integer, found .*305.* of type int64"),

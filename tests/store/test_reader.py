@@ -62,7 +62,7 @@ def test_plain_zarr_reads_the_store(store, make_record):
     record = make_record("x/y", num_patches=11)
     store.write(record)
     group = zarr.open_group(store.path, mode="r")
-    assert dict(group.attrs) == {"format": "span-sparse-features", "version": 1}
+    assert dict(group.attrs) == {"format": "span-sparse-features", "version": 2}
     slide = group["x=2fy"]
     found = store.read("x/y")
     for name in ("features", "grid", "coords"):
@@ -131,11 +131,11 @@ def test_opening_what_is_no_store_says_what_was_found(tmp_path):
 
 def test_unknown_versions_are_refused(store, make_record):
     store.write(make_record())
-    edit_attributes(store.path / "slide-1", version=2)
-    with pytest.raises(StoreError, match=r"slide 'slide-1'.*format version 2 is not known"):
+    edit_attributes(store.path / "slide-1", version=3)
+    with pytest.raises(StoreError, match=r"slide 'slide-1'.*format version 3 is not known"):
         store.read("slide-1")
     edit_attributes(store.path, version=99)
-    with pytest.raises(StoreError, match=r"format version 99 is not known, this program reads version 1"):
+    with pytest.raises(StoreError, match=r"format version 99 is not known, this program reads versions 1 and 2"):
         FeatureStore(store.path)
 
 

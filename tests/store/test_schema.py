@@ -22,11 +22,18 @@ def test_attributes_survive_json(make_record, attributes):
 def test_keys_on_disk_are_pinned(attributes):
     assert attributes == {
         "format": "span-sparse-features",
-        "version": 1,
+        "version": 2,
         "slide_id": "slide-1",
         "case_id": "case-1",
         "num_patches": 7,
-        "lattice": {"patch_size_px": 5, "target_mpp": 0.5, "slide_mpp": 0.25, "step_px0": 10},
+        "lattice": {
+            "patch_size_px": 5,
+            "target_mpp": 0.5,
+            "slide_mpp": 0.25,
+            "step_px0": 10,
+            "origin_px0": [0, 0],
+            "overlap_px0": 0,
+        },
         "mpp_source": "cohort",
         "encoder": {
             "name": "stain-texture",
@@ -41,6 +48,8 @@ def test_keys_on_disk_are_pinned(attributes):
         "width_px0": 305,
         "height_px0": 209,
         "provenance": {"made by": "a test", "numbers": [1, 2.5, None]},
+        "optional_arrays": [],
+        "ratio_classes": [],
         "complete": True,
     }
 
@@ -49,7 +58,7 @@ def test_keys_on_disk_are_pinned(attributes):
     ("path", "value", "message"),
     [
         ("format", "other", "must be 'span-sparse-features', found 'other'"),
-        ("version", 2, "format version 2 is not known, this program reads version 1"),
+        ("version", 3, "format version 3 is not known, this program reads versions 1 and 2"),
         ("version", True, "format version True is not known"),
         ("complete", 1, "not marked complete"),
         ("complete", None, "not marked complete"),
@@ -65,6 +74,18 @@ def test_keys_on_disk_are_pinned(attributes):
         ("encoder.mpp", float("nan"), "encoder 'mpp' must be a positive number"),
         ("lattice.step_px0", -1, "lattice 'step_px0' must be a positive integer"),
         ("lattice.slide_mpp", 0, "lattice 'slide_mpp' must be a positive number"),
+        ("lattice.origin_px0", [0, 10], "lattice 'origin_px0' must be two integers in [0, 10), found [0, 10]"),
+        ("lattice.origin_px0", [0, -1], "must be two integers in [0, 10)"),
+        ("lattice.origin_px0", [0.0, 1], "must be two integers in [0, 10)"),
+        ("lattice.origin_px0", None, "must be two integers in [0, 10)"),
+        ("lattice.overlap_px0", -10, "lattice 'overlap_px0' must be an integer above -10, found -10"),
+        ("lattice.overlap_px0", None, "must be an integer above -10"),
+        ("optional_arrays", ["../features"], "'optional_arrays' must list some of ratios, failed_grid"),
+        ("optional_arrays", ["source_rows", "source_rows"], "'optional_arrays' must list some of"),
+        ("optional_arrays", [["ratios"]], "'optional_arrays' must list some of"),
+        ("optional_arrays", ["ratios"], "'ratio_classes' must name each class of the array 'ratios' once"),
+        ("ratio_classes", ["tumor"], "and be empty without that array, found ['tumor']"),
+        ("ratio_classes", "tumor", "'ratio_classes' must name each class"),
         ("provenance", {"a": float("nan")}, "plain JSON"),
         ("provenance", {"a": (1, 2)}, "plain JSON"),
         ("provenance", {1: 2}, "plain JSON"),
