@@ -71,7 +71,7 @@ def _convert(args: Namespace) -> int:
 
     config = config_from_official(_read_config(args.official_config))
     encoder, lattice = FeatureStore(args.store).common_identity()
-    task = ClassificationTask(tuple(args.class_names), encoder, lattice)
+    task = ClassificationTask(class_names=tuple(args.class_names)).on(encoder, lattice)
     network = build_network(config, num_features=task.num_features, num_classes=task.num_classes)
     weights = convert_state_dict(_state_dict(load_plain(args.official), args.official), config)
     try:

@@ -28,6 +28,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from span_sparse.cli.option_errors import explain
 from span_sparse.cli.run_folder import METRICS_FILE, SaveResolvedConfig, summary
+from span_sparse.datasets import AnyTask
 from span_sparse.errors import ConfigError
 from span_sparse.models import NetworkConfig
 from span_sparse.training import SlideClassifier
@@ -210,10 +211,10 @@ def main(args: list[str]) -> int:
 def enable_network_classes() -> None:
     """Lets a YAML name the class of a network.
 
-    jsonargparse takes a data class for its fields and ignores `class_path`: of two networks with the same settings the
-    first one of the union would be built, and config.yaml would not say which.
+    jsonargparse takes a data class for its fields and ignores `class_path`: of two networks or tasks with the same
+    settings the first one of the union would be built, and config.yaml would not say which.
     """
-    set_parsing_settings(subclasses_enabled=list(get_args(NetworkConfig)))
+    set_parsing_settings(subclasses_enabled=[*get_args(NetworkConfig), *get_args(AnyTask)])
 
 
 def _verb_settings(verb: str) -> Iterator[tuple[str, str]]:

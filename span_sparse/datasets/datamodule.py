@@ -12,12 +12,13 @@ from typing import Any
 import lightning
 from torch.utils.data import DataLoader
 
-from span_sparse.cohort import CohortTable, read_cohort
+from span_sparse.cohort import read_cohort
 from span_sparse.datasets.augment import AugmentationSettings
-from span_sparse.datasets.batch import NO_LABEL, SlideSample, collate
+from span_sparse.datasets.batch import SlideSample, collate
 from span_sparse.datasets.samplers import EvaluationSampler, TrainingSampler
 from span_sparse.datasets.slide_dataset import SlideDataset, SlideItem
-from span_sparse.datasets.task import ClassificationTask
+from span_sparse.datasets.targets import read_targets
+from span_sparse.datasets.task import AnyTask, ClassificationTask, SegmentationTask
 from span_sparse.errors import CohortError, ConfigError, StoreError
 from span_sparse.store import FeatureStore
 
@@ -33,6 +34,8 @@ class SlideDataModule(lightning.LightningDataModule):
         label: column of the class names.
         split: column with `train`, `val` or `test` for every slide; slides without a value are left out.
         class_names: order of the classes; by default sorted names. The last one is the positive class of a binary task.
+        task: anything but classification by `label` and `class_names`: a `MultiLabelTask`, `RegressionTask`,
+            `SurvivalTask` or `SegmentationTask` of `span_sparse.datasets`.
         batch_size: slides a step and process.
         num_workers: processes that read ahead; 0 reads in the training process.
         augment: true: a random symmetry of the square for every training slide in every epoch. Settings, for example
@@ -49,6 +52,7 @@ class SlideDataModule(lightning.LightningDataModule):
         label: str = "label",
         split: str = "split",
         class_names: list[str] | None = None,
+        task: AnyTask | None = None,
         batch_size: int = 1,
         num_workers: int = 0,
         augment: bool | AugmentationSettings = True,
@@ -59,16 +63,18 @@ class SlideDataModule(lightning.LightningDataModule):
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0")
         self.store_path, self.cohort_path = Path(store), Path(cohort)
-        self.label_column, self.split_column = label, split
-        self.class_names = class_names
+        if task is not None and (label != "label" or class_names):
+            raise ConfigError(f"label {label!r} and class_names {class_names} belong to the task; give them there only")
+        self.wanted_task: AnyTask = ClassificationTask(label, tuple(class_names or ())) if task is None else task
+        self.split_column = split
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.cache_mib, self.seed = augment, cache_mib, seed
-        self._task: ClassificationTask | None = None
+        self._task: AnyTask | None = None
         self._datasets: dict[str, SlideDataset] = {}
 
     @property
-    def task(self) -> ClassificationTask:
-        """What a model trained on these data is for; known after `setup`."""
+    def task(self) -> AnyTask:
+        """What a model trained on these data is for, bound to the store's features; known after `setup`."""
         if self._task is None:
             self.setup()
         assert self._task is not None
@@ -82,20 +88,22 @@ class SlideDataModule(lightning.LightningDataModule):
         """Reads the table, checks it against the store and builds the data sets; idempotent."""
         if self._task is not None:
             return
+        self.wanted_task.check()
         cohort, store = read_cohort(self.cohort_path), FeatureStore(self.store_path)
         cohort.check_no_leakage(self.split_column)
         split_of = cohort.splits(self.split_column)
-        label_of = cohort.labels(self.label_column)
+        task, target_of = read_targets(self.wanted_task, cohort, split_of, self.split_column)
         missing = [slide for slide in split_of if not store.has(slide)]
         if missing:
             raise StoreError(
                 f"{self.store_path}: {len(missing)} of {len(split_of)} slides of {self.cohort_path} are not in the "
                 f"store, first {missing[0]!r}; run `span extract` again (it resumes), or clear their split"
             )
-        class_names = self._class_names(cohort, split_of, label_of)
+        if isinstance(task, SegmentationTask):
+            self._check_annotations(store, split_of, task)
         for split in SPLITS:
             items = [
-                SlideItem(slide, cohort.case_of(slide), self._label_index(class_names, slide, label_of[slide], split))
+                SlideItem(slide, cohort.case_of(slide), *target_of[slide])
                 for slide, value in split_of.items()
                 if value == split
             ]
@@ -103,38 +111,31 @@ class SlideDataModule(lightning.LightningDataModule):
             settings = self.augment if isinstance(self.augment, AugmentationSettings) else None
             if items:
                 self._datasets[split] = SlideDataset(
-                    store, items, augment_seed=seed, augmentation=settings, cache_mib=self.cache_mib
+                    store,
+                    items,
+                    augment_seed=seed,
+                    augmentation=settings,
+                    cache_mib=self.cache_mib,
+                    segmentation=task if isinstance(task, SegmentationTask) else None,
                 )
         if "train" not in self._datasets or "val" not in self._datasets:
             raise CohortError(
                 f"{self.cohort_path}: column {self.split_column!r} must put slides into train and val, "
                 f"found {sorted(set(split_of.values()))}"
             )
-        encoder, lattice = store.common_identity(list(split_of))
-        self._task = ClassificationTask(class_names, encoder, lattice)
+        self._task = task.on(*store.common_identity(list(split_of)))
 
-    def _class_names(
-        self, cohort: CohortTable, split_of: dict[str, str], label_of: dict[str, str | None]
-    ) -> tuple[str, ...]:
-        training = {label_of[slide] for slide, split in split_of.items() if split == "train"} - {None}
-        names = tuple(self.class_names) if self.class_names else tuple(sorted(str(name) for name in training))
-        empty = [name for name in names if name not in training]
-        if empty or len(names) < 2:
-            raise CohortError(
-                f"{cohort.path}: column {self.label_column!r} needs training slides of at least two classes; "
-                f"found {sorted(str(name) for name in training)}" + (f", none of {empty}" if empty else "")
-            )
-        return names
-
-    def _label_index(self, names: tuple[str, ...], slide: str, label: str | None, split: str) -> int:
-        if label in names:
-            return names.index(label)
-        if label is None and split == "test":
-            return NO_LABEL
-        raise CohortError(
-            f"{self.cohort_path}: slide {slide!r} of split {split} has the label {label!r} in column "
-            f"{self.label_column!r}, expected one of {list(names)}; correct it or clear its {self.split_column!r}"
-        )
+    def _check_annotations(self, store: FeatureStore, split_of: dict[str, str], task: SegmentationTask) -> None:
+        """Every slide of train and val is annotated, and all that are have the task's classes."""
+        for slide, side in split_of.items():
+            found = store.metadata(slide).ratio_classes
+            absent = [name for name in task.classes if name not in found]
+            if absent and (found or side != "test"):
+                what = f"with {list(found)}, without {absent}" if found else "not at all"
+                raise StoreError(
+                    f"{self.store_path}: slide {slide!r} of split {side} is annotated {what}; run `span annotate` for "
+                    f"the classes {list(task.classes)}, or clear its {self.split_column!r} in {self.cohort_path}"
+                )
 
     def train_dataloader(self) -> DataLoader[SlideSample]:
         """Shuffled training slides."""

@@ -7,11 +7,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from span_sparse.datasets.augment import AugmentationSettings, augment, square_symmetry, training_progress
 from span_sparse.datasets.batch import NO_LABEL, SlideSample
-from span_sparse.store import FeatureStore
+from span_sparse.datasets.task import SegmentationTask
+from span_sparse.errors import StoreError
+from span_sparse.store import FeatureStore, SlideRecord
 
 
 class SlideItem(NamedTuple):
@@ -21,11 +24,13 @@ class SlideItem(NamedTuple):
         slide_id: the store's name of the slide.
         case_id: the patient.
         label: class index or `NO_LABEL`.
+        targets: what its task reads from the label table besides, NaN where unknown.
     """
 
     slide_id: str
     case_id: str
     label: int = NO_LABEL
+    targets: tuple[float, ...] = ()
 
 
 class EpochIndex(NamedTuple):
@@ -49,6 +54,8 @@ class SlideDataset(Dataset[SlideSample]):
         num_epochs: length of the training, for the annealing of `augmentation`; None means no annealing. May be
             assigned later, but before workers are started.
         cache_mib: slides are kept in memory until this many MiB are used; the rest is read each time.
+        segmentation: gives every patch the ratios and the label of this task; a slide without annotation has NaN and
+            `NO_LABEL`.
 
     Raises:
         ConfigError: an augmentation that cannot be meant.
@@ -63,6 +70,7 @@ class SlideDataset(Dataset[SlideSample]):
         augmentation: AugmentationSettings | None = None,
         num_epochs: int | None = None,
         cache_mib: float = 0.0,
+        segmentation: SegmentationTask | None = None,
     ) -> None:
         if augmentation is not None:
             augmentation.check()
@@ -70,6 +78,7 @@ class SlideDataset(Dataset[SlideSample]):
         self.items = tuple(items)
         self.augment_seed = augment_seed
         self.augmentation, self.num_epochs = augmentation, num_epochs
+        self.segmentation = segmentation
         self._cache: dict[int, SlideSample] = {}
         self._cache_bytes_left = cache_mib * 2**20
 
@@ -87,15 +96,52 @@ class SlideDataset(Dataset[SlideSample]):
             return replace(sample, grid=square_symmetry(sample.grid, symmetry))
         progress = training_progress(epoch, self.num_epochs)
         changed = augment(sample.grid, sample.features, self.augmentation, progress, generator)
-        return replace(sample, grid=changed.grid, features=changed.features)
+        return replace(
+            sample,
+            grid=changed.grid,
+            features=changed.features,
+            patch_ratios=_rows(sample.patch_ratios, changed.kept),
+            patch_labels=_rows(sample.patch_labels, changed.kept),
+        )
 
     def _read(self, index: int) -> SlideSample:
-        record = self.store.read(self.items[index].slide_id)
+        item = self.items[index]
+        record = self.store.read(item.slide_id)
+        ratios = None if self.segmentation is None else _ratios(record, self.segmentation.classes)
         sample = SlideSample(
-            index, torch.from_numpy(record.features), torch.from_numpy(record.grid), self.items[index].label
+            index,
+            torch.from_numpy(record.features),
+            torch.from_numpy(record.grid),
+            item.label,
+            targets=torch.tensor(item.targets) if item.targets else None,
+            patch_ratios=ratios,
+            patch_labels=None
+            if self.segmentation is None or ratios is None
+            else self.segmentation.patch_labels(ratios),
         )
-        num_bytes = record.features.nbytes + record.grid.nbytes
+        tensors = (sample.features, sample.grid, sample.patch_ratios, sample.patch_labels)
+        num_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
         if num_bytes <= self._cache_bytes_left:
             self._cache[index] = sample
             self._cache_bytes_left -= num_bytes
         return sample
+
+
+def _ratios(record: SlideRecord, classes: Sequence[str]) -> Tensor:
+    """Ratios of these classes, float32 `[patches, classes]`; NaN when the slide has no annotation.
+
+    Raises:
+        StoreError: the slide was annotated with other classes.
+    """
+    if record.ratios is None:
+        return torch.full((len(record.grid), len(classes)), torch.nan)
+    if unknown := [name for name in classes if name not in record.ratio_classes]:
+        raise StoreError(
+            f"slide {record.slide_id!r} is annotated with the classes {list(record.ratio_classes)}, without {unknown}; "
+            "run `span annotate` with --classes again, or correct the task's classes"
+        )
+    return torch.from_numpy(record.ratios[:, [record.ratio_classes.index(name) for name in classes]])
+
+
+def _rows(values: Tensor | None, kept: Tensor | None) -> Tensor | None:
+    return values if values is None or kept is None else values[kept]

@@ -21,7 +21,7 @@ def checkpoint(tiny_cohort, tmp_path: Path) -> Path:
     """A classifier with random weights for the classes a and b of the tiny cohort."""
     encoder, lattice = FeatureStore(tiny_cohort.store).common_identity()
     network = SpanMilConfig(stages="11", head_channels=8, window_size=2)
-    model = SlideClassifier(network, task=ClassificationTask(("a", "b"), encoder, lattice).as_dict())
+    model = SlideClassifier(network, task=ClassificationTask(class_names=("a", "b")).on(encoder, lattice).as_dict())
     path = tmp_path / "c.ckpt"
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     torch.save({**content, "pytorch-lightning_version": "2.6.6"}, path)

@@ -33,7 +33,7 @@ def samples(tiny_cohort) -> list[SlideSample]:
 def model(request, tiny_cohort) -> SlideClassifier:
     """As in training, with weights large enough that every path matters."""
     network = SpanMilConfig(stages="111", head_channels=8, window_size=2, input_norm=True, head=request.param)
-    task = ClassificationTask(("a", "b"), *FeatureStore(tiny_cohort.store).common_identity())
+    task = ClassificationTask(class_names=("a", "b")).on(*FeatureStore(tiny_cohort.store).common_identity())
     classifier = SlideClassifier(network, task=task.as_dict()).eval()
     with torch.no_grad():
         for parameter in classifier.parameters():

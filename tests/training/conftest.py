@@ -10,7 +10,7 @@ from span_sparse.training import SlideClassifier
 from span_sparse.types import EncoderIdentity
 
 ENCODER = EncoderIdentity("stain-texture", "1", "descriptor", 16, 32, 1.0, "float32")
-TASK = ClassificationTask(("a", "b", "c"), ENCODER, LatticeSpec(32, 1.0))
+TASK = ClassificationTask(class_names=("a", "b", "c")).on(ENCODER, LatticeSpec(32, 1.0))
 
 
 def _classifier(task: ClassificationTask = TASK, **settings) -> SlideClassifier:

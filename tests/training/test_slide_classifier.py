@@ -85,10 +85,10 @@ def saved_by(model: SlideClassifier) -> dict:
     ],
 )
 def test_weights_of_another_task_are_refused(make_classifier, task, change, message) -> None:
-    ((name, value),) = change.items()
-    if isinstance(value, dict):
-        value = dataclasses.replace(getattr(task, name), **value)
-    other: ClassificationTask = dataclasses.replace(task, **{name: value})
+    change = dict(change)
+    encoder = dataclasses.replace(task.encoder, **change.pop("encoder", {}))
+    lattice = dataclasses.replace(task.lattice, **change.pop("lattice", {}))
+    other: ClassificationTask = dataclasses.replace(task, **change).on(encoder, lattice)
     with pytest.raises(CheckpointError, match=message):
         make_classifier().on_load_checkpoint(saved_by(make_classifier(other)))
 
