@@ -4,8 +4,12 @@ import dataclasses
 import os
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
 
+from span_sparse.datasets import MultiLabelTask, RegressionTask, SegmentationTask, SurvivalTask
 from span_sparse.datasets.datamodule import SlideDataModule
 from span_sparse.errors import CohortError, ConfigError, SpanError, StoreError
 from span_sparse.store import FeatureStore
@@ -123,3 +127,74 @@ def test_settings_that_cannot_work(tiny_cohort) -> None:
     data.setup()
     with pytest.raises(CohortError, match="puts no slide into test"):
         data.test_dataloader()
+
+
+def test_survival_reaches_the_batch(tiny_cohort) -> None:
+    tiny_cohort.change(time=[number / 2 for number in range(16)] + [""], event=["1", "0"] * 8 + [""])
+    data = module(tiny_cohort, task=SurvivalTask(), batch_size=3)
+    data.setup("fit")
+    assert (data.task.kind, data.task.num_features) == ("survival", 16)
+    for batch in data.train_dataloader():
+        assert batch.targets.tolist() == [[index / 2, (index + 1) % 2] for index in batch.indices.tolist()]
+        assert batch.labels.tolist() == [-1] * 3
+        assert batch.patch_labels is None
+    last = [batch.targets for batch in data.test_dataloader()][-1]
+    assert last.isnan().tolist() == [[True, True]]
+
+
+def annotate(cohort, slides, classes=("tumor", "stroma")) -> None:
+    store = FeatureStore(cohort.store)
+    for slide in slides:
+        record = store.read(slide)
+        ratios = np.full((len(record.grid), len(classes)), 0.25, np.float32)
+        ratios[0, 0] = 0.75
+        store.write(dataclasses.replace(record, ratios=ratios, ratio_classes=classes), overwrite=True)
+
+
+def test_segmentation_reaches_the_batch_and_test_slides_may_lack_it(tiny_cohort, monkeypatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    annotate(tiny_cohort, [f"s{number:02d}" for number in range(11)])
+    data = module(tiny_cohort, task=SegmentationTask(("tumor",)), augment=False)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch.patch_labels.tolist() == [1] + [0] * (len(batch.coords) - 1)
+    assert batch.patch_ratios.flatten().tolist() == [0.75] + [0.25] * (len(batch.coords) - 1)
+    first, second, *_ = data.test_dataloader()
+    assert first.patch_labels.tolist()[:2] == [1, 0]
+    assert set(second.patch_labels.tolist()) == {-1}
+    with pytest.raises(
+        StoreError, match=r"'s00' of split train is annotated with \['tumor', 'stroma'\], without \['fat'\]"
+    ):
+        module(tiny_cohort, task=SegmentationTask(("fat",))).setup()
+    splits = tiny_cohort.frame["split"].tolist()
+    tiny_cohort.change(split=[*splits[:11], "val", *splits[12:]])
+    with pytest.raises(StoreError, match=r"slide 's11' of split val is annotated not at all; run `span annotate`"):
+        module(tiny_cohort, task=SegmentationTask(("tumor",))).setup()
+
+
+def test_tasks_are_checked_before_anything_is_read(tiny_cohort) -> None:
+    with pytest.raises(ConfigError, match="threshold is 3"):
+        module(tiny_cohort, task=SegmentationTask(("tumor",), threshold=3.0)).setup()
+    with pytest.raises(ConfigError, match="label 'grade' and class_names None belong to the task"):
+        module(tiny_cohort, label="grade", task=SurvivalTask())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "task"),
+    [
+        ("RegressionTask", {"column": "age"}, RegressionTask("age")),  # ClassificationTask takes `column` too
+        ("SurvivalTask", {}, SurvivalTask()),
+        ("MultiLabelTask", {"columns": ["a", "b"]}, MultiLabelTask(("a", "b"))),
+        ("SegmentationTask", {"classes": ["t"], "background": None}, SegmentationTask(("t",), background=None)),
+    ],
+)
+def test_a_yaml_chooses_the_task_by_its_class(name, settings, task) -> None:
+    from span_sparse.cli.fit import enable_network_classes
+
+    enable_network_classes()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    chosen = {"class_path": f"span_sparse.datasets.{name}", "init_args": settings}
+    arguments = {"store": "s", "cohort": "c", "task": chosen}
+    data = {"class_path": "span_sparse.datasets.datamodule.SlideDataModule", "init_args": arguments}
+    assert parser.instantiate(parser.parse_object({"data": data})).data.wanted_task == task
