@@ -24,12 +24,20 @@ class TissueNotFoundError(SlideError):
     """No tissue was found on a slide; a slide without tissue is a failure, never an empty bag."""
 
 
+class AnnotationError(SpanError):
+    """A file of outlines or a mask (GeoJSON, XML, picture) cannot be read, or does not fit its slide."""
+
+
 class LatticeError(SpanError):
     """Coordinates do not lie on the lattice, or the lattice cannot be built for this slide."""
 
 
 class StoreError(SpanError):
     """A feature store is missing, incomplete, inconsistent or about to become so."""
+
+
+class ExchangeError(SpanError):
+    """A feature file of another system cannot be imported, or a slide cannot be exported to its format."""
 
 
 class CohortError(SpanError):
