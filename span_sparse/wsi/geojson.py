@@ -48,10 +48,14 @@ class Outline(NamedTuple):
     Attributes:
         properties: the feature's properties, as they are in the file; empty for a bare geometry.
         geometry: valid, with area, in level-0 pixels.
+        number: of the feature in its file, from 1; those without area are left out, so numbers have gaps.
+        repaired: the file's polygon crossed itself.
     """
 
     properties: dict[str, Any]
     geometry: Shape
+    number: int = 1
+    repaired: bool = False
 
 
 def read_geojson(path: Path) -> list[Outline]:
@@ -63,21 +67,28 @@ def read_geojson(path: Path) -> list[Outline]:
     Raises:
         AnnotationError: the file cannot be read, is too large, no JSON, or no valid GeoJSON.
     """
+    return parse_geojson(load_geojson(path), str(path))
+
+
+def load_geojson(path: Path) -> Any:
+    """The JSON document of a file, for `parse_geojson`.
+
+    Raises:
+        AnnotationError: the file cannot be read, is too large, or no JSON.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise AnnotationError(
                 f"{path}: has {path.stat().st_size / 1024**2:.0f} MiB, expected at most {MAX_FILE_BYTES // 1024**2}; "
                 "export annotations only, without cell detections"
             )
-        text = path.read_text(encoding="utf-8-sig")
-        document = json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read: {error.strerror or error}") from error
     except RecursionError as error:
         raise AnnotationError(f"{path}: is nested too deeply for GeoJSON") from error
     except ValueError as error:  # also bytes that are no UTF-8, and integers of thousands of digits
         raise AnnotationError(f"{path}: is not JSON ({error}); export the annotations as GeoJSON again") from error
-    return parse_geojson(document, str(path))
 
 
 def parse_geojson(document: Any, name: str) -> list[Outline]:
@@ -99,11 +110,13 @@ def parse_geojson(document: Any, name: str) -> list[Outline]:
     for number, feature in enumerate(features, start=1):
         try:
             properties, geometry = _feature(feature)
-            shape = _union_of(list(_polygons(geometry, depth=0)))
+            polygons = list(_polygons(geometry, depth=0))
+            shape = _union_of([good for polygon in polygons if (good := _repaired(polygon)) is not None])
         except AnnotationError as error:
             raise AnnotationError(f"{name}: feature {number} of {len(features)}: {error}") from None
         if shape is not None:
-            outlines.append(Outline(properties, shape))
+            repaired = not all(polygon.is_valid for polygon in polygons)
+            outlines.append(Outline(properties, shape, number, repaired))
     return outlines
 
 
@@ -151,8 +164,8 @@ def _feature(feature: Any) -> tuple[dict[str, Any], Any]:
     return properties or {}, feature.get("geometry")
 
 
-def _polygons(geometry: Any, depth: int) -> Iterator[Shape]:
-    """The valid polygons of a geometry; None, points and lines have none."""
+def _polygons(geometry: Any, depth: int) -> Iterator[Polygon]:
+    """The polygons of a geometry, as they are drawn; None, points and lines have none."""
     if geometry is None:  # RFC 7946, 3.2: an unlocated feature
         return
     if not isinstance(geometry, dict):
@@ -167,9 +180,8 @@ def _polygons(geometry: Any, depth: int) -> Iterator[Shape]:
         coordinates = _list(geometry.get("coordinates"), "coordinates")
         for rings in [coordinates] if kind == "Polygon" else coordinates:
             corners = [_ring(ring) for ring in _list(rings, "rings")]
-            shape = _repaired(Polygon(corners[0], corners[1:])) if corners else None
-            if shape is not None:
-                yield shape
+            if corners:
+                yield Polygon(corners[0], corners[1:])
     elif kind not in _WITHOUT_AREA:
         raise AnnotationError(f"expected a polygon or another GeoJSON geometry, found type {_show(kind)}")
 
