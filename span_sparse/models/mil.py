@@ -80,7 +80,7 @@ class SpanMil(nn.Module):
         """
         check_features(features, coords, self.num_features)
         pyramid = make_pyramid(self.config, coords, num_slides)
-        stages = self.encoder(features[pyramid.order], pyramid)
+        stages = self.encoder(features, pyramid)
         logits = self.head(stages, [level.sites.counts for level in pyramid.levels])
         return SpanMilOutput(logits, stages, pyramid)
 

@@ -78,7 +78,7 @@ class SpanUnet(nn.Module):
         """
         check_features(features, coords, self.num_features)
         pyramid = make_pyramid(self.config, coords, num_slides)
-        encoded = self.encoder(features[pyramid.order], pyramid)
+        encoded = self.encoder(features, pyramid)
         decoded = self.decoder(encoded, pyramid)
         ordered = self.output((decoded or encoded)[-1].local_tokens)
         logits = torch.empty_like(ordered).index_copy(0, pyramid.order, ordered)

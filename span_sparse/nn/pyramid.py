@@ -20,6 +20,7 @@ from span_sparse.nn.down_sampling import DownSampling
 from span_sparse.nn.global_tokens import GlobalTokens
 from span_sparse.nn.input_projection import InputProjection
 from span_sparse.nn.token_transition import TokenTransition
+from span_sparse.nn.transformer import ROWS_AT_ONCE
 from span_sparse.nn.up_sampling import UpSampling
 from span_sparse.sparse import Level, Pyramid
 
@@ -103,10 +104,9 @@ class PyramidEncoder(nn.Module):
             stage.locals_needed = True
 
     def forward(self, features: Float[Tensor, "tokens features"], pyramid: Pyramid) -> list[StageOutput]:
-        """Runs all stages on features ordered as `pyramid.levels[0].sites`."""
-        initial = self.tokens(features, pyramid.levels[0].sites.counts)
-        global_tokens = self.token_transition(initial, self.input_projection)
-        tokens = StageOutput(self.input_projection(features), global_tokens, None)
+        """Runs all stages; rows of `features` as the caller has them, brought into order by `pyramid.order`."""
+        initial, local_tokens = self._enter(features, pyramid)
+        tokens = StageOutput(local_tokens, self.token_transition(initial, self.input_projection), None)
         outputs: list[StageOutput] = []
         finer = None
         for stage, level in zip(self.stages, pyramid.levels, strict=True):
@@ -114,6 +114,15 @@ class PyramidEncoder(nn.Module):
             outputs.append(tokens)
             finer = level
         return outputs
+
+    def _enter(self, features: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+        """Initial global tokens in input space, and the projected features in the order of the sites."""
+        order, counts = pyramid.order, pyramid.levels[0].sites.counts
+        if torch.is_grad_enabled():  # the backward pass keeps the ordered features anyway
+            ordered = features[order]
+            return self.tokens(ordered, counts), self.input_projection(ordered)
+        initial = self.tokens(features[order], counts)
+        return initial, torch.cat([self.input_projection(features[rows]) for rows in order.split(ROWS_AT_ONCE)])
 
 
 class DecoderStage(nn.Module):

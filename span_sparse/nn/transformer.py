@@ -20,10 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -37,7 +38,10 @@ Positions = Literal["rpb", "alibi", "rope", "none"]
 _WritesGlobals = ("long", "long_noshift", "swin_global")
 
 ROWS_AT_ONCE = 2048
-"""Rows of the feed-forward network at once, without gradients: 8 MB of 1,024 hidden units in float32."""
+"""Rows of wide linear maps at once, without gradients: 8 MB of 1,024 channels in float32."""
+
+HEAD_GROUPS = 4
+"""Heads are attended to in so many groups, without gradients: queries, keys and values are the largest tensors."""
 
 
 def writes_globals(mode: AttentionMode) -> bool:
@@ -166,6 +170,7 @@ class TransformerLayer(nn.Module):
         if not locals_needed:
             return LayerOutput(local_tokens, global_tokens, attention)
         attended = self._windows(normed, level)
+        del normed
         if exchange is not None and exchange.for_locals is not None:
             attended = attended + exchange.for_locals
         local_tokens = self._residual(local_tokens, attended, [_per_token(kept, level) for kept in skip])
@@ -183,11 +188,23 @@ class TransformerLayer(nn.Module):
         return shifted + self._attend(normed, self._second(), level, "regular")
 
     def _attend(self, normed: Tensor, qkv: nn.ModuleList, level: Level, reach: Reach) -> Tensor:
-        q, k, v = (linear(normed).unflatten(-1, (self.num_heads, -1)) for linear in qkv)
+        num_groups = 1 if torch.is_grad_enabled() else min(HEAD_GROUPS, self.num_heads)
+        bias = None if self.positions is None else self.positions(normed.dtype)
+        if num_groups == 1:
+            return self._attend_with(range(self.num_heads), normed, qkv, bias, level, reach)
+        bounds = [group * self.num_heads // num_groups for group in range(num_groups + 1)]
+        groups = [range(first, last) for first, last in pairwise(bounds)]
+        return torch.cat([self._attend_with(heads, normed, qkv, bias, level, reach) for heads in groups], dim=1)
+
+    def _attend_with(
+        self, heads: range, normed: Tensor, qkv: nn.ModuleList, bias: Tensor | None, level: Level, reach: Reach
+    ) -> Tensor:
+        """What some of the heads read, `[tokens, heads · head_channels]`."""
+        q, k, v = (_of_heads(linear, normed, heads, self.num_heads) for linear in qkv)
         if self.rotary:
             places = level.sites.coords[:, 1:]
             q, k = rotate(q, places), rotate(k, places)
-        bias = None if self.positions is None else self.positions(q.dtype)
+        bias = None if bias is None else bias[heads.start : heads.stop]
         return window_attention(q, k, v, bias, level.windows, reach).flatten(1)
 
     def _exchange(self, normed: Tensor, normed_global: Tensor, level: Level, read: bool) -> GlobalExchange | None:
@@ -249,6 +266,16 @@ class TradSwinLayer(nn.Module):
 def make_layer(channels: int, settings: LayerSettings) -> TransformerLayer | TradSwinLayer:
     """A layer of the settings' mode."""
     return TradSwinLayer(channels, settings) if settings.mode == "tradswin" else TransformerLayer(channels, settings)
+
+
+def _of_heads(linear: nn.Module, rows: Tensor, heads: range, num_heads: int) -> Tensor:
+    """`[tokens, heads, head_channels]` of a projection, computed for some heads only."""
+    if len(heads) == num_heads:
+        return linear(rows).unflatten(-1, (num_heads, -1))
+    assert isinstance(linear, nn.Linear)
+    weight, bias = linear.weight.unflatten(0, (num_heads, -1)), linear.bias.unflatten(0, (num_heads, -1))
+    part = slice(heads.start, heads.stop)
+    return F.linear(rows, weight[part].flatten(0, 1), bias[part].flatten()).unflatten(-1, (len(heads), -1))
 
 
 def _per_slide(kept: Tensor | None) -> Tensor | None:

@@ -159,3 +159,16 @@ def test_a_decoder_lands_on_the_patches_at_every_depth(up, levels: int) -> None:
     by_cell = coords[:, 0] * 10**6 + coords[:, 1] * 1000 + coords[:, 2]
     order = by_cell.argsort()
     assert torch.equal(network(features[order], coords[order], 2), result.logits[order])
+
+
+@pytest.mark.parametrize("name", [*MIL, *UNET])
+def test_gradients_do_not_change_the_answer(name: str, monkeypatch) -> None:
+    """Without them, rows are projected in blocks and heads attended to in groups."""
+    monkeypatch.setattr("span_sparse.nn.pyramid.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("span_sparse.nn.transformer.ROWS_AT_ONCE", 5)
+    slides = [random_slides.random_slide(count, 9, seed) for seed, count in enumerate((23, 6))]
+    features, coords = torch.cat([features_of(slide) for slide in slides]), random_slides.batch_of(*slides)
+    logits = network_of(name)(features, coords, 2)
+    with torch.no_grad():
+        same(network_of(name)(features, coords, 2), logits)
+    assert logits.requires_grad

@@ -123,3 +123,21 @@ def test_drop_path_drops_slides_and_keeps_the_expectation() -> None:
     torch.testing.assert_close(shares, torch.tensor([[1.0, 3], [3, 9]]).double() / 16, rtol=0, atol=0.08)
     layer.eval()
     assert layer(tokens, global_tokens, level).local_tokens.reshape(count, -1).std(dim=0).max() < 1e-9
+
+
+@pytest.mark.parametrize("num_heads", [1, 3, 6])
+@pytest.mark.parametrize("positions", ["rpb", "rope"])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_frugal_way_without_gradients_says_the_same(mode, positions, num_heads: int, monkeypatch) -> None:
+    """Heads in groups and rows in blocks; 1, 3 and 6 heads fall into groups of unequal size."""
+    monkeypatch.setattr("span_sparse.nn.transformer.ROWS_AT_ONCE", 5)
+    level = level_of(13, 3)
+    tokens, global_tokens = tokens_of(level, 2)
+    settings = replace(SETTINGS, mode=mode, positions=positions, head_channels=WIDTH // num_heads)
+    layer = random_slides.shake(make_layer(WIDTH, settings).double())
+    kept = layer(tokens, global_tokens, level)
+    with torch.no_grad():
+        frugal = layer(tokens, global_tokens, level)
+    assert kept.local_tokens.requires_grad
+    for ours, expected in zip(frugal, kept, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
