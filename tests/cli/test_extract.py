@@ -37,7 +37,8 @@ def test_options_are_pinned():
     options = {action.dest for action in build_parser()._actions} - {"help", "config", "print_config"}
     assert options == {
         "cohort", "slides", "store", "patch_size", "target_mpp", "min_tissue", "batch_size", "workers", "limit",
-        "overwrite", "dry_run", "skip_errors",
+        "overwrite", "dry_run", "skip_errors", "encoder", "encoder_weights", "device", "precision", "shard",
+        "max_failed_patches",
     }  # fmt: skip
 
 

@@ -297,7 +297,7 @@ def test_process_list_survives_odd_texts_and_is_never_half_written(tmp_path):
     rows = [SlideStatus('a,"b" 😐', "failed", 'two\nlines, "quoted"', 1.234), SlideStatus("0012", "done", "", 2.5, 7)]
     write_process_list(path, rows)
     assert read_process_list(path) == [replace(rows[0], error='two lines, "quoted"', seconds=1.23), rows[1]]
-    assert path.read_text().splitlines()[0] == "slide_id,status,error,seconds,num_patches"
+    assert path.read_text().splitlines()[0] == "slide_id,status,error,seconds,num_patches,failed_patches"
     with pytest.raises(AttributeError):
         write_process_list(path, [rows[1], None])  # type: ignore[list-item]
     assert len(read_process_list(path)) == 2

@@ -1,0 +1,258 @@
+"""What does a worker do with a slide?
+
+Two kinds of requests, in any order, for any slides:
+
+* **plan**: open → µm per pixel → is it in the store already? → tissue → cells of the lattice. The answer holds
+  everything of the slide's record but its features, and its two pictures: outline and thumbnail.
+* **read**: some cells of a planned slide into a slot of pixels; where the encoder works here, their features.
+
+A worker keeps the slide of its last request open. Several workers may read the same slide.
+
+A tile that cannot be read costs its patch: the reader is opened again, since an OpenSlide handle is dead after its
+first error, and goes on with the next cell. Whatever else goes wrong with a slide becomes its `SlideStatus`; nothing is
+raised, because the next slide has nothing to do with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from span_sparse.errors import SlideError, SpanError
+from span_sparse.extract.checksum import slide_checksum
+from span_sparse.extract.encoder import PatchEncoder
+from span_sparse.extract.process_list import DONE, FAILED, PENDING, SlideStatus
+from span_sparse.extract.settings import ExtractionSettings, SlideTask
+from span_sparse.extract.slide_pictures import slide_pictures
+from span_sparse.grid import Lattice
+from span_sparse.store import FeatureStore, SlideMetadata, SlideRecord
+from span_sparse.types import EncoderIdentity
+from span_sparse.wsi import (
+    SlideReader,
+    TissueMask,
+    check_resolution,
+    open_slide,
+    resolve_mpp,
+    segment_tissue,
+    tissue_cells,
+)
+from span_sparse.wsi.reader import RESAMPLING
+from span_sparse.wsi.tissue import require_cells, require_room, require_tissue
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """Find out what is to be read of a slide; answered with a `Plan`."""
+
+    task: SlideTask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadRequest:
+    """Read some cells of a slide; answered with a `Batch`.
+
+    Attributes:
+        task: the slide.
+        lattice: its lattice.
+        cells: int32 `[cells, 2]`, at most a batch.
+        start: position of the first among the slide's cells.
+        slot: where the pixels go.
+    """
+
+    task: SlideTask
+    lattice: Lattice
+    cells: NDArray[np.int32]
+    start: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What a slide needs, or why it needs nothing.
+
+    Attributes:
+        outcome: the record without features (no rows), or the end of the work on this slide.
+        grid: int32 `[cells, 2]`, the cells to read.
+        pictures: content of the files about the slide by suffix, `.geojson` and `.jpg`.
+    """
+
+    outcome: SlideRecord | SlideStatus
+    grid: NDArray[np.int32]
+    pictures: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Cells that were read.
+
+    Attributes:
+        good: bool `[cells]`, those that could be; their patches lie one after the other in the slot.
+        features: `[good cells, channels]`; None where the encoder works elsewhere.
+        error: why the first of the others could not be read, or, if `good` is None, why nothing more can be done.
+    """
+
+    good: NDArray[np.bool_] | None
+    features: NDArray[np.floating[Any]] | None = None
+    error: str = ""
+
+
+class SlideWork:
+    """The worker's side; picklable, called as `work(request, slots)`.
+
+    Args:
+        store: folder of the store.
+        settings: see there.
+        identity: of the encoder.
+        encoder: turns patches into features; None where that happens elsewhere.
+        overwrite: do not look whether a slide is there already.
+        dry_run: stop before tissue and pixels.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        settings: ExtractionSettings,
+        identity: EncoderIdentity,
+        encoder: PatchEncoder | None,
+        *,
+        overwrite: bool = False,
+        dry_run: bool = False,
+    ) -> None:
+        self._store, self._settings, self._identity, self._encoder = store, settings, identity, encoder
+        self._overwrite, self._dry_run = overwrite, dry_run
+        self._open: SlideReader | None = None
+
+    def __call__(self, request: PlanRequest | ReadRequest, slots: NDArray[np.uint8]) -> Plan | Batch:
+        """Answer a request."""
+        path = request.task.path
+        try:
+            if isinstance(request, PlanRequest):
+                return self._plan(request.task)
+            return self._read(request, slots[request.slot])
+        except SpanError as error:
+            reason = str(error)
+        except Exception as error:  # whatever a library raises on a damaged file must not end the others' run
+            reason = f"{path}: {type(error).__name__}: {error}"
+        self.close()
+        if isinstance(request, PlanRequest):
+            return _end(SlideStatus(request.task.slide_id, FAILED, reason))
+        return Batch(None, error=reason)
+
+    def close(self) -> None:
+        """Close the slide that is open."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _reader(self, path: Path) -> SlideReader:
+        if self._open is None or self._open.path != path:
+            self.close()
+            self._open = open_slide(path)
+        return self._open
+
+    def _plan(self, task: SlideTask) -> Plan:
+        slide, settings = self._reader(task.path), self._settings
+        slide_mpp, mpp_source = resolve_mpp(slide, task.cohort_mpp)
+        check_resolution(slide, slide_mpp, settings.spec)
+        lattice = settings.spec.on_slide(slide_mpp)
+        checksum = slide_checksum(task.path)
+        stored = self._stored(task, lattice, checksum)
+        if stored is not None:
+            failed = stored.provenance.get("num_failed_patches", 0)
+            return _end(
+                SlideStatus(task.slide_id, DONE, num_patches=stored.num_patches, failed_patches=failed, resumed=True)
+            )
+        if self._dry_run:
+            return _end(SlideStatus(task.slide_id, PENDING))
+        tissue = segment_tissue(slide, slide_mpp, task.tissue)
+        size_px0 = slide.width_px0, slide.height_px0
+        grid = tissue_cells(tissue, lattice, *size_px0, settings.min_tissue_fraction)
+        pictures = slide_pictures(slide, tissue, lattice, grid)
+        try:
+            require_room(slide, lattice)
+            require_tissue(tissue, task.tissue, slide.path)
+            require_cells(grid, lattice, slide)
+        except SpanError as error:  # the pictures show why
+            return Plan(SlideStatus(task.slide_id, FAILED, str(error)), grid, pictures)
+        record = SlideRecord(
+            slide_id=task.slide_id,
+            case_id=task.case_id,
+            features=np.empty((0, self._identity.dimension), self._identity.precision),
+            grid=grid,
+            coords=lattice.to_px0(grid),
+            lattice=lattice,
+            mpp_source=mpp_source,
+            encoder=self._identity,
+            slide_checksum=checksum,
+            width_px0=slide.width_px0,
+            height_px0=slide.height_px0,
+            provenance=self._provenance(task, slide, tissue),
+        )
+        return Plan(record, grid, pictures)
+
+    def _stored(self, task: SlideTask, lattice: Lattice, checksum: str) -> SlideMetadata | None:
+        """The slide in the store, if it is complete, from the same file, resolution and settings."""
+        if self._overwrite or (self._dry_run and not self._store.exists()):
+            return None
+        store = FeatureStore(self._store)
+        if not store.has(task.slide_id):
+            return None
+        stored = store.metadata(task.slide_id)
+        same = stored.slide_checksum == checksum and stored.lattice == lattice
+        return stored if same and not self._settings.differences_of_slide(stored, self._identity, task.tissue) else None
+
+    def _provenance(self, task: SlideTask, slide: SlideReader, tissue: TissueMask) -> dict[str, Any]:
+        """How the record was made; nothing that differs between two runs of the same program."""
+        return {
+            **self._settings.provenance(task.tissue),
+            "program": f"span-sparse {version('span-sparse')}",
+            "slide_file": slide.path.name,
+            "vendor": slide.vendor,
+            "bounds_px0": None if slide.bounds is None else list(slide.bounds),
+            "resampling": RESAMPLING,
+            "tissue_threshold": tissue.threshold,
+            "tissue_mask_mpp": tissue.mpp,
+            "tissue_area_mm2": tissue.area_mm2,
+        }
+
+    def _read(self, request: ReadRequest, pixels: NDArray[np.uint8]) -> Batch:
+        size = request.lattice.spec.patch_size_px
+        good = np.zeros(len(request.cells), np.bool_)
+        num_good, first_error = 0, ""
+        for index, (row, col) in enumerate(request.cells.tolist()):
+            slide = self._reader(request.task.path)
+            try:
+                pixels[num_good] = slide.read_region(request.lattice.box(row, col), size)
+            except SlideError as error:
+                self.close()
+                first_error = first_error or str(error)
+                continue
+            good[index] = True
+            num_good += 1
+        features = None if self._encoder is None else encode(self._encoder, pixels[:num_good])
+        return Batch(good, features, first_error)
+
+
+def encode(encoder: PatchEncoder, patches: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+    """Features `[patches, dimension]` in the encoder's precision.
+
+    Raises:
+        ValueError: the encoder gives another shape.
+    """
+    identity = encoder.identity
+    features = np.asarray(encoder(patches))
+    if features.shape != (len(patches), identity.dimension):
+        raise ValueError(
+            f"the encoder {identity.name} gave features {list(features.shape)} for {len(patches)} patches, "
+            f"expected {[len(patches), identity.dimension]}"
+        )
+    return features.astype(identity.precision, copy=False)
+
+
+def _end(status: SlideStatus) -> Plan:
+    return Plan(status, np.empty((0, 2), np.int32), {})
