@@ -1,6 +1,6 @@
 """Slides: open, resolution, tissue, lattice cells. `qc_picture` is imported by its own name (it loads matplotlib)."""
 
-from span_sparse.wsi.mpp import check_resolution, resolve_mpp
+from span_sparse.wsi.mpp import check_resolution, mpp_sources, resolve_mpp
 from span_sparse.wsi.openslide_reader import open_slide
 from span_sparse.wsi.reader import SlideReader, pick_level
 from span_sparse.wsi.thumbnail import read_thumbnail
@@ -13,6 +13,7 @@ __all__ = [
     "TissueSettings",
     "check_resolution",
     "find_tissue",
+    "mpp_sources",
     "open_slide",
     "pick_level",
     "read_thumbnail",

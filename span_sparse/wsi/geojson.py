@@ -111,7 +111,7 @@ def parse_geojson(document: Any, name: str) -> list[Outline]:
         try:
             properties, geometry = _feature(feature)
             polygons = list(_polygons(geometry, depth=0))
-            shape = _union_of([good for polygon in polygons if (good := _repaired(polygon)) is not None])
+            shape = _union_of([good for polygon in polygons if (good := valid_shape(polygon)) is not None])
         except AnnotationError as error:
             raise AnnotationError(f"{name}: feature {number} of {len(features)}: {error}") from None
         if shape is not None:
@@ -131,7 +131,7 @@ def feature_collection(outlines: Iterable[tuple[dict[str, Any], Shape]]) -> dict
     """
     features: list[dict[str, Any]] = []
     for properties, geometry in outlines:
-        shape = _repaired(geometry)
+        shape = valid_shape(geometry)
         if shape is None:
             raise ValueError(f"a geometry without area cannot be written: {geometry.wkt[:80]}")
         parts = [_rings(polygon) for polygon in shapely.get_parts(shape)]
@@ -204,7 +204,7 @@ def _ring(ring: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     return corners
 
 
-def _repaired(geometry: Shape) -> Shape | None:
+def valid_shape(geometry: Shape) -> Shape | None:
     """The geometry made valid, without lines and points; None when nothing with an area is left."""
     if geometry.is_valid:
         return geometry if geometry.area > 0 else None

@@ -6,10 +6,12 @@
    resamples the exact box.
 
 An OpenSlide handle is dead after its first error: every later call repeats that error, even for healthy parts of the
-file. The reader therefore closes itself on the first one and says so; whoever wants to go on opens the slide again.
+file. The reader drops the handle then, reports the tile, and opens the file again for the next one.
 
 OpenSlide takes positions in whole level-0 pixels. Between the pixels of a coarse level it interpolates, which blurs;
 so the read starts at the level-0 pixel nearest to a level pixel and the remaining fraction is left to the resampling.
+It also has one downsample for both axes, the mean of the two. Where a level's sides were rounded differently (a strip
+of 4001 × 203 px at 996 × 50) that is off by whole pixels at the far end, so x and y are converted each on its own here.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import openslide
@@ -28,10 +30,13 @@ from span_sparse.errors import MppError, SlideError
 from span_sparse.grid import BoxPx0
 from span_sparse.wsi.reader import SlideReader, pick_level
 
-MAX_MPP_ANISOTROPY = 0.02
+MAX_EDGE_PX0: Final = 2**21
+"""Half a metre at 0.25 µm/px. A damaged header that says more would keep every loop over the slide busy for ever."""
+
+MAX_MPP_ANISOTROPY: Final = 0.02
 """Largest relative difference of the resolutions along x and y that is taken for rounding."""
 
-UM_PER_TIFF_UNIT = {"centimeter": 10_000.0, "inch": 25_400.0}
+UM_PER_TIFF_UNIT: Final = {"centimeter": 10_000.0, "inch": 25_400.0}
 
 
 def open_slide(path: Path | str) -> SlideReader:
@@ -48,8 +53,20 @@ def open_slide(path: Path | str) -> SlideReader:
         raise SlideError(f"{path}: is a folder, not a slide; name one of the files in it")
     if not path.is_file():
         raise SlideError(f"{path}: no such file; check the folder of slides and the cohort table")
+    handle = _open_handle(path)
+    width, height = handle.dimensions
+    if max(width, height) > MAX_EDGE_PX0:
+        handle.close()
+        raise SlideError(
+            f"{path}: claims {width} × {height} px, expected at most {MAX_EDGE_PX0} along each side; its header is "
+            "damaged, copy the file again or remove it from the cohort"
+        )
+    return OpenSlideReader(path, handle)
+
+
+def _open_handle(path: Path) -> openslide.OpenSlide:
     try:
-        return OpenSlideReader(path, openslide.OpenSlide(path))
+        return openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
         raise SlideError(
             f"{path}: not a slide in a format OpenSlide reads (a plain picture, a truncated or another file); "
@@ -66,9 +83,10 @@ class OpenSlideReader:
         self._path = path
         self._properties = dict(handle.properties)
         self._level_shapes = tuple((int(width), int(height)) for width, height in handle.level_dimensions)
-        self._level_downsamples = tuple(float(factor) for factor in handle.level_downsamples)
+        self._openslide_downsamples = tuple(float(factor) for factor in handle.level_downsamples)
         self._background = self._background_colour()
         self._handle: openslide.OpenSlide | None = handle
+        self._is_closed = False
 
     @property
     def path(self) -> Path:
@@ -92,8 +110,8 @@ class OpenSlideReader:
 
     @property
     def level_downsamples(self) -> tuple[float, ...]:
-        """Level-0 pixels per pixel of each level."""
-        return self._level_downsamples
+        """Level-0 pixels per pixel of each level, along the side where they are more."""
+        return tuple(max(self.width_px0 / width, self.height_px0 / height) for width, height in self._level_shapes)
 
     @property
     def level_shapes(self) -> tuple[tuple[int, int], ...]:
@@ -138,22 +156,19 @@ class OpenSlideReader:
         box_width, box_height = box.x1 - box.x0, box.y1 - box.y0
         if min(box_width, box_height, *size) < 1:
             raise ValueError(f"a region needs a positive size, got {box} rendered at {size} px")
-        level = pick_level(self._level_downsamples, min(box_width / size[0], box_height / size[1]))
-        factor = self._level_downsamples[level]
-        left = round(math.floor(box.x0 / factor) * factor)
-        top = round(math.floor(box.y0 / factor) * factor)
-        right, bottom = (box.x1 - left) / factor, (box.y1 - top) / factor
-        window = ((box.x0 - left) / factor, (box.y0 - top) / factor, right, bottom)
-        picture = self._read_level(level, left, top, math.ceil(right), math.ceil(bottom))
+        level = pick_level(self.level_downsamples, min(box_width / size[0], box_height / size[1]))
+        left_px0, first_x, last_x = self._span(level, 0, box.x0, box.x1)
+        top_px0, first_y, last_y = self._span(level, 1, box.y0, box.y1)
+        picture = self._read_level(level, left_px0, top_px0, math.ceil(last_x), math.ceil(last_y))
+        window = (first_x, first_y, last_x, last_y)
         if picture.size != size or window != (0, 0, *size):
             picture = picture.resize(size, Image.Resampling.LANCZOS, box=window)
         return np.asarray(picture)
 
     def close(self) -> None:
         """Release the file; may be called twice."""
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
+        self._is_closed = True
+        self._drop_handle()
 
     def __enter__(self) -> Self:
         return self
@@ -163,14 +178,48 @@ class OpenSlideReader:
     ) -> None:
         self.close()
 
+    def _span(self, level: int, axis: int, start_px0: int, stop_px0: int) -> tuple[int, float, float]:
+        """Where to begin reading a level, in OpenSlide's level-0 pixels, and the interval relative to that, in its own.
+
+        Args:
+            level: the level.
+            axis: 0 for x, 1 for y.
+            start_px0: first pixel of the interval.
+            stop_px0: end of the interval.
+        """
+        factor = self._level_shapes[0][axis] / self._level_shapes[level][axis]
+        openslide_factor = self._openslide_downsamples[level]
+        start, stop = start_px0 / factor, stop_px0 / factor
+        corner_px0 = round(math.floor(start) * openslide_factor)
+        if corner_px0 / openslide_factor > start:  # rounded up, past the first pixel
+            corner_px0 = round((math.floor(start) - 1) * openslide_factor)
+        corner = corner_px0 / openslide_factor
+        return corner_px0, start - corner, stop - corner
+
+    def _drop_handle(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+    def _living_handle(self) -> openslide.OpenSlide:
+        """The handle, opened again if an error has killed it."""
+        if self._is_closed:
+            raise SlideError(f"{self._path}: is closed; open the slide again")
+        if self._handle is None:
+            handle = _open_handle(self._path)
+            if tuple(handle.level_dimensions) != self._level_shapes:
+                handle.close()
+                raise SlideError(f"{self._path}: has changed while it was read; start again when it is complete")
+            self._handle = handle
+        return self._handle
+
     def _read_level(self, level: int, left_px0: int, top_px0: int, width: int, height: int) -> Image.Image:
         """RGB picture of `width × height` pixels of a level, on the background colour."""
-        if self._handle is None:
-            raise SlideError(f"{self._path}: is closed (also after a failed read); open the slide again")
+        handle = self._living_handle()
         try:
-            rgba = self._handle.read_region((left_px0, top_px0), level, (width, height))
+            rgba = handle.read_region((left_px0, top_px0), level, (width, height))
         except openslide.OpenSlideError as error:
-            self.close()
+            self._drop_handle()
             raise SlideError(
                 f"{self._path}: opens, but its pixels cannot be read at level {level}, level-0 pixel "
                 f"({left_px0}, {top_px0}) ({error}); the file is damaged, copy it again or remove it from the cohort"

@@ -56,7 +56,7 @@ class SlideReader(Protocol):
 
     @property
     def level_downsamples(self) -> tuple[float, ...]:
-        """Level-0 pixels per pixel of each level, ascending, the first is 1."""
+        """Level-0 pixels per pixel of each level, of x and y the larger; the first is 1."""
         ...
 
     @property
@@ -103,7 +103,7 @@ class SlideReader(Protocol):
             RGB bytes `[height, width, 3]`.
 
         Raises:
-            SlideError: the file cannot be read there.
+            SlideError: the file cannot be read there; other parts still can.
             ValueError: an empty box or size.
         """
         ...

@@ -12,11 +12,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from span_sparse.errors import SlideError
 from span_sparse.grid import BoxPx0
 from span_sparse.wsi.reader import SlideReader, pick_level
 
 MAX_BLOCK_PX: Final = 4096
 """Longest edge of one read, in pixels of the level that is read (64 MiB as RGBA)."""
+
+MAX_SOURCE_PX: Final = 2**35
+"""Pixels of the level that is read: 185,000 squared, some ten minutes. More is a damaged header or a hopeless file."""
 
 
 def read_thumbnail(reader: SlideReader, scale_px0: int) -> NDArray[np.uint8]:
@@ -31,11 +35,17 @@ def read_thumbnail(reader: SlideReader, scale_px0: int) -> NDArray[np.uint8]:
         slide, where the background is shown.
 
     Raises:
-        SlideError: a part of the slide cannot be read.
+        SlideError: a part of the slide cannot be read, or no level is coarse enough to read it all in bounded time.
     """
     rows, cols = math.ceil(reader.height_px0 / scale_px0), math.ceil(reader.width_px0 / scale_px0)
     thumbnail = np.empty((rows, cols, 3), dtype=np.uint8)
-    level_factor = reader.level_downsamples[pick_level(reader.level_downsamples, scale_px0)]
+    level = pick_level(reader.level_downsamples, scale_px0)
+    level_factor, (level_width, level_height) = reader.level_downsamples[level], reader.level_shapes[level]
+    if level_width * level_height > MAX_SOURCE_PX:
+        raise SlideError(
+            f"{reader.path}: an overview would be made from {level_width} × {level_height} px, since the slide has no "
+            "coarser level; convert it to a pyramidal TIFF, or check that its header is not damaged"
+        )
     block = max(1, math.floor(MAX_BLOCK_PX * level_factor / scale_px0))
     for row in range(0, rows, block):
         for col in range(0, cols, block):

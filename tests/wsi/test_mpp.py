@@ -9,7 +9,7 @@ import pytest
 
 from span_sparse.errors import MppError
 from span_sparse.grid import LatticeSpec
-from span_sparse.wsi import check_resolution, open_slide, resolve_mpp
+from span_sparse.wsi import check_resolution, mpp_sources, open_slide, resolve_mpp
 
 
 def slide(tag=None, tiff=None, power=None):
@@ -77,6 +77,53 @@ def test_enlarging_is_refused_and_names_the_option():
     check_resolution(slide(), 0.25, LatticeSpec(224, 0.5))
     with pytest.raises(MppError, match="enlarged"):
         check_resolution(slide(), 0.55, LatticeSpec(224, 0.5))
+
+
+def test_upsampling_is_allowed_on_request_and_its_factor_is_returned():
+    spec = LatticeSpec(224, 0.5)
+    assert check_resolution(slide(), 1.0, spec, allow_upsampling=True) == 2.0
+    assert check_resolution(slide(), 0.52, spec) == pytest.approx(1.04)
+    assert check_resolution(slide(), 0.25, spec, allow_upsampling=True) == 1.0
+    with pytest.raises(MppError, match="--allow-upsampling if you want that"):
+        check_resolution(slide(), 1.0, spec)
+
+
+@pytest.mark.parametrize(
+    ("reader", "contradicts"),
+    [
+        (slide(0.25, None, 40), False),
+        (slide(0.25, None, 20), False),  # 20× scanned through a doubler
+        (slide(0.5, None, 40), False),
+        (slide(0.1, None, 20), True),
+        (slide(1.0, None, 40), True),  # exported at a quarter of the size
+        (slide(None, 2.5, 40), True),
+        (slide(None, None, 40), False),
+    ],
+)
+def test_resolution_and_objective_that_contradict_each_other(reader, contradicts):
+    assert resolve_mpp(reader, 0.77) == (0.77, "cohort")
+    if contradicts:
+        with pytest.raises(MppError, match=r"contradicts the objective of (20|40)×, which has about .* `mpp`"):
+            resolve_mpp(reader)
+    else:
+        resolve_mpp(reader)
+
+
+def test_all_sources_are_shown():
+    assert mpp_sources(slide(0.25, 0.3, 20), 0.4) == {
+        "cohort": 0.4, "openslide": 0.25, "tiff-resolution": 0.3, "objective-power": 0.5,
+    }  # fmt: skip
+    assert mpp_sources(slide(None, 0.3), math.nan) == {"tiff-resolution": 0.3}
+    assert mpp_sources(slide()) == {}
+
+    class Oblong:
+        path, mpp_tiff, objective_power = Path("s.svs"), None, 20
+
+        @property
+        def mpp_tag(self):
+            raise MppError("not square")
+
+    assert mpp_sources(Oblong()) == {"openslide": "not square", "objective-power": 0.5}  # type: ignore[arg-type]
 
 
 @pytest.mark.realdata
