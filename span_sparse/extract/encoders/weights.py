@@ -1,0 +1,296 @@
+"""Where are an encoder's weights, are they the right ones, and can they be read without running code?
+
+1. Find: the file or folder the user gave, else the Hugging Face cache of this machine. Nothing is downloaded unless
+   that was asked for; a cluster node without a connection gets an answer at once instead of a time-out.
+2. Name: the SHA-256 of the file goes into the identity, so that other weights are another encoder.
+3. Read: safetensors, or pickled tensors in torch's restricted mode (`weights_only=True`).
+4. Fit: every tensor of the network from the file, none left over.
+
+When weights are not there the answer is three lines: where to ask, how to fetch them elsewhere, how to pass them here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from span_sparse.errors import ConfigError
+from span_sparse.extract.encoders.catalogue import SPECS, EncoderSpec
+from span_sparse.extract.encoders.libraries import library
+
+PICKLED: Final = (".bin", ".pt", ".pth")
+SUFFIXES: Final = (".safetensors", *PICKLED)
+_MAX_CONFIG_BYTES: Final = 2**20
+_WRAPPERS: Final = ("model", "state_dict")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A file of weights, as it was when the encoder was made.
+
+    Attributes:
+        path: the file.
+        sha256: of its bytes, hexadecimal.
+        stamp: size in bytes and time of the last change in nanoseconds.
+    """
+
+    path: Path
+    sha256: str
+    stamp: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> WeightsFile:
+        """Hash a file; a few seconds for the largest.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        try:
+            with path.open("rb") as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            return cls(path, sha256, _stamp(path))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that was replaced since its hash was taken.
+
+        Raises:
+            ConfigError: it was, or it is gone.
+        """
+        if not self.path.is_file() or _stamp(self.path) != self.stamp:
+            raise ConfigError(f"{self.path}: the weights changed while they were in use; run the command again")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOf:
+    """How a worker process loads the network of a row of the table; picklable.
+
+    Attributes:
+        name: of the row.
+        weights: the file.
+    """
+
+    name: str
+    weights: WeightsFile
+
+    def __call__(self, device: torch.device) -> Any:
+        """The function from inputs to vectors, on a device.
+
+        Raises:
+            ConfigError: a library is missing, or the weights do not fit.
+        """
+        spec = SPECS[self.name]
+        self.weights.check_unchanged()
+        network = load_network(spec, self.weights.path).to(device)
+        return lambda inputs: spec.read(network, inputs)
+
+
+def find_weights(spec: EncoderSpec, weights: Path | None, *, allow_download: bool = False) -> Path:
+    """The weights file of an encoder.
+
+    Args:
+        spec: the encoder.
+        weights: file or folder the user gave; None: the Hugging Face cache.
+        allow_download: fetch what is not in the cache.
+
+    Raises:
+        ConfigError: none is there; three lines say how to get it.
+    """
+    if weights is not None:
+        return _given(spec, weights)
+    if spec.repository:
+        hub = library("huggingface_hub")
+        for name in spec.files:
+            cached = hub.try_to_load_from_cache(spec.repository, name)
+            if isinstance(cached, str):
+                return Path(cached)
+        if allow_download:
+            return _download(spec, hub)
+    raise ConfigError(how_to_get(spec, "no weights here"))
+
+
+def how_to_get(spec: EncoderSpec, what: str) -> str:
+    """Three lines that lead to the weights.
+
+    Args:
+        spec: the encoder.
+        what: is wrong, the start of the first line.
+    """
+    if not spec.repository:
+        fetch = f"2. download {spec.files[0]} from there, on any machine, into a folder"
+    else:
+        login = "hf auth login && " if spec.gated else ""
+        fetch = (
+            f"2. on a machine with a connection: {login}hf download {spec.repository} {spec.files[0]} "
+            f"--local-dir {spec.name}"
+        )
+    verb = "ask for access" if spec.gated else "read the terms"
+    return "\n".join(
+        (
+            f"{spec.name}: {what}. 1. {verb} at {spec.source} ({spec.licence})",
+            fetch,
+            f"3. here: --encoder {spec.name} --encoder-weights FOLDER (the folder that was downloaded)",
+        )
+    )
+
+
+def _given(spec: EncoderSpec, weights: Path) -> Path:
+    if weights.is_file():
+        if weights.suffix not in SUFFIXES:
+            raise ConfigError(f"{weights}: expected a weights file, one of *{', *'.join(SUFFIXES)}")
+        return weights
+    if not weights.is_dir():
+        raise ConfigError(how_to_get(spec, f"no file or folder {weights}"))
+    for name in spec.files:
+        if (weights / name).is_file():
+            return weights / name
+    found = sorted(path for path in weights.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ConfigError(how_to_get(spec, f"no weights in {weights} (expected {' or '.join(spec.files)})"))
+    raise ConfigError(
+        f"{weights}: {len(found)} weights files ({', '.join(path.name for path in found[:3])}, ...), expected "
+        f"{' or '.join(spec.files)}; name the file"
+    )
+
+
+def _download(spec: EncoderSpec, hub: Any) -> Path:
+    for name in spec.files:
+        try:
+            return Path(hub.hf_hub_download(spec.repository, name))
+        except hub.errors.EntryNotFoundError:
+            continue
+        except (hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ConfigError(how_to_get(spec, f"the download failed ({reason.rstrip('.')})")) from error
+    raise ConfigError(how_to_get(spec, f"{spec.repository} holds none of {', '.join(spec.files)}"))
+
+
+def load_network(spec: EncoderSpec, path: Path) -> nn.Module:
+    """Build a network and fill it.
+
+    Args:
+        spec: the encoder.
+        path: its weights.
+
+    Returns:
+        The network in evaluation mode, float32, on the CPU.
+
+    Raises:
+        ConfigError: a library is missing, the file cannot be read, or its tensors are not the network's.
+    """
+    with torch.device("meta"):  # without initialising a billion numbers that are replaced at once
+        network = spec.build()
+    state = spec.convert(read_tensors(path))
+    _check_fit(spec, path, network, state)
+    network.load_state_dict(state, assign=True)
+    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
+        network = spec.build()  # tables that are computed, not saved
+        network.load_state_dict(state)
+    return network.float().eval().requires_grad_(False)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a weights file, without running code from it.
+
+    Args:
+        path: `*.safetensors`, or pickled `*.bin`, `*.pt`, `*.pth`.
+
+    Raises:
+        ConfigError: it cannot be read, or holds anything but tensors.
+    """
+    try:
+        content: Any
+        if path.suffix == ".safetensors":
+            content = library("safetensors.torch").load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ConfigError(
+            f"{path}: it is damaged or holds more than tensors, which would run code; expected weights saved with "
+            "torch.save(network.state_dict()) or safetensors"
+        ) from error
+    except ConfigError:
+        raise
+    except Exception as error:  # safetensors, zip and torch raise whatever they like on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{path}: cannot be read as weights ({reason}); download it again") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"{path}: expected named tensors, found other content; it is not a weights file")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _check_fit(spec: EncoderSpec, path: Path, network: nn.Module, state: dict[str, Tensor]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    problems = [
+        *(f"no {name}" for name in expected if name not in found),
+        *(f"{name} is not of this network" for name in found if name not in expected),
+        *(
+            f"{name} is {list(found[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ),
+    ]
+    if problems:
+        raise ConfigError(
+            f"{path}: not the weights of {spec.name} ({spec.source}): {problems[0]}"
+            + (f", and {len(problems) - 1} more differences" if len(problems) > 1 else "")
+        )
+
+
+def check_against_config(spec: EncoderSpec, folder: Path) -> None:
+    """Refuse weights whose own configuration prepares patches otherwise than the table does.
+
+    Read are timm's `config.json` and transformers' `preprocessor_config.json`, where they lie beside the weights; only
+    the constants of the normalisation, and the resize of the latter, decide the vector without showing in the weights.
+
+    Raises:
+        ConfigError: they contradict the table.
+    """
+    timm = _read_json(folder / "config.json").get("pretrained_cfg")
+    processor = _read_json(folder / "preprocessor_config.json")
+    stated: dict[str, Any] = {}
+    if isinstance(timm, dict):
+        stated |= {"mean": timm.get("mean"), "std": timm.get("std")}
+    for key, theirs in (("mean", "image_mean"), ("std", "image_std")):
+        stated[key] = processor.get(theirs, stated.get(key))
+    size = processor.get("size")
+    if isinstance(size, dict):
+        stated["resize_px"] = size.get("shortest_edge")
+    for key, theirs in stated.items():
+        ours = getattr(spec.transform, key)
+        if theirs is not None and (tuple(theirs) if isinstance(theirs, list) else theirs) != ours:
+            raise ConfigError(
+                f"{folder}: its configuration says {key} {theirs}, the encoder {spec.name} uses {ours}; these are "
+                "other weights, or the published ones changed: use a plug-in or a program for them"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object, or nothing: the file is optional, and only contradictions are of interest."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_CONFIG_BYTES:
+            return {}
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
