@@ -27,7 +27,7 @@ from typing import Final
 
 from span_sparse.errors import SpanError
 
-VERBS: Final = ("inspect", "extract", "validate", "splits", "evaluate", "convert-weights", "doctor")
+VERBS: Final = ("inspect", "extract", "annotate", "validate", "splits", "evaluate", "convert-weights", "doctor")
 """Each is a module of this package, `-` as `_`, with `DESCRIPTION`, `build_parser()` and `run(args)`."""
 
 TRAINING_VERBS: Final = {
@@ -124,7 +124,7 @@ def _help() -> str:
         "verbs:",
     ]
     descriptions = {verb: _module(verb).DESCRIPTION for verb in VERBS}
-    ordered = [*VERBS[:3], *TRAINING_VERBS, *VERBS[3:]]
+    ordered = [*VERBS[:4], *TRAINING_VERBS, *VERBS[4:]]
     lines += [f"  {verb:<17}{(descriptions | TRAINING_VERBS)[verb]}" for verb in ordered]
     lines += [
         "",
