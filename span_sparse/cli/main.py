@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import keyword
 import os
 import sys
 import traceback
@@ -27,8 +28,10 @@ from typing import Final
 
 from span_sparse.errors import SpanError
 
-VERBS: Final = ("inspect", "extract", "annotate", "validate", "splits", "evaluate", "convert-weights", "doctor")
-"""Each is a module of this package, `-` as `_`, with `DESCRIPTION`, `build_parser()` and `run(args)`."""
+VERBS: Final = (
+    "inspect", "extract", "import", "annotate", "validate", "splits", "evaluate", "export", "convert-weights", "doctor",
+)  # fmt: skip
+"""Each is a module of this package with `DESCRIPTION`, `build_parser()` and `run(args)`; see `_module` for its name."""
 
 TRAINING_VERBS: Final = {
     "fit": "Train a model: `span fit --config experiments/span.yaml` (the same as `lightning fit ...`).",
@@ -72,7 +75,9 @@ def _span(arguments: Sequence[str]) -> int:
 
 
 def _module(verb: str) -> ModuleType:
-    return importlib.import_module(f"span_sparse.cli.{verb.replace('-', '_')}")
+    """`-` becomes `_`, and words that Python keeps for itself get one behind them: `import` is `import_`."""
+    name = verb.replace("-", "_")
+    return importlib.import_module(f"span_sparse.cli.{name}{'_' if keyword.iskeyword(name) else ''}")
 
 
 def _lightning(arguments: Sequence[str]) -> int:
@@ -124,7 +129,7 @@ def _help() -> str:
         "verbs:",
     ]
     descriptions = {verb: _module(verb).DESCRIPTION for verb in VERBS}
-    ordered = [*VERBS[:4], *TRAINING_VERBS, *VERBS[4:]]
+    ordered = [*VERBS[:5], *TRAINING_VERBS, *VERBS[5:]]
     lines += [f"  {verb:<17}{(descriptions | TRAINING_VERBS)[verb]}" for verb in ordered]
     lines += [
         "",

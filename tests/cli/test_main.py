@@ -123,8 +123,8 @@ def test_an_unknown_verb_is_corrected(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: span has no verb 'extrcat'; did you mean `span extract`?\n"
     assert call(monkeypatch, main.span, "zzz") == 2
     assert (
-        "expected one of inspect, extract, validate, splits, evaluate, convert-weights, doctor, fit, test"
-        in capsys.readouterr().err
+        "expected one of inspect, extract, import, annotate, validate, splits, evaluate, export, convert-weights, doctor, "
+        "fit, test" in capsys.readouterr().err
     )
 
 
@@ -186,7 +186,7 @@ def test_help_lists_every_verb_with_its_description(monkeypatch, capsys):
     assert call(monkeypatch, main.span, "--help") == 0
     shown = capsys.readouterr().out
     for name in main.VERBS:
-        module = importlib.import_module(f"span_sparse.cli.{name.replace('-', '_')}")
+        module = main._module(name)
         assert f"  {name:<17}{module.DESCRIPTION}" in shown
         assert module.build_parser().prog == f"span {name}"
     assert f"  {'fit':<17}Train a model" in shown
