@@ -44,12 +44,12 @@ class ClassMapping:
             given = tuple(name.strip() for name in names.split(",")) if sign else (class_name.strip(),)
             pairs.append((class_name.strip(), given))
         mapping = cls(tuple(pairs), tuple(excluded), exclusive)
-        for what, names in (("class", mapping.classes), ("annotation name", mapping.known)):
+        for what, names in (("a class", mapping.classes), ("an annotation name", mapping.known)):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated or not all(names):
                 raise ConfigError(
                     f"--classes {' '.join(rules)} --exclude {' '.join(excluded)}: "
-                    + (f"{what} {repeated[0]!r} is given twice" if repeated else f"a {what} is empty")
+                    + (f"{what}, {repeated[0]!r}, is given twice" if repeated else f"{what} is empty")
                     + "; write for example --classes tumor=Tumor,_0,_1 normal=Normal --exclude _2"
                 )
         return mapping
