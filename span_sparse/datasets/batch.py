@@ -82,6 +82,15 @@ class SlideBatch:
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
+def subsample(sample: SlideSample, max_tokens: int, generator: torch.Generator) -> SlideSample:
+    """A random choice of a slide's patches, in their order; the sample itself if it has no more than `max_tokens`."""
+    if len(sample.grid) <= max_tokens:
+        return sample
+    kept = torch.randperm(len(sample.grid), generator=generator)[:max_tokens].sort().values
+    per_patch = {name: getattr(sample, name) for name in ("features", "grid", "patch_ratios", "patch_labels")}
+    return replace(sample, **{name: rows[kept] for name, rows in per_patch.items() if rows is not None})
+
+
 def collate(samples: Sequence[SlideSample]) -> SlideBatch:
     """Joins slides of one data set into a batch; features become float32."""
     slides = torch.arange(len(samples), dtype=torch.int32)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from span_sparse.cohort import read_cohort
 from span_sparse.datasets.augment import AugmentationSettings
 from span_sparse.datasets.batch import SlideSample, collate
+from span_sparse.datasets.batching import TokenBudgetSampler
 from span_sparse.datasets.samplers import EvaluationSampler, TrainingSampler
 from span_sparse.datasets.slide_dataset import SlideDataset, SlideItem
 from span_sparse.datasets.targets import read_targets
@@ -37,6 +39,8 @@ class SlideDataModule(lightning.LightningDataModule):
         task: anything but classification by `label` and `class_names`: a `MultiLabelTask`, `RegressionTask`,
             `SurvivalTask` or `SegmentationTask` of `span_sparse.datasets`.
         batch_size: slides a step and process.
+        max_tokens: in training, instead of `batch_size` slides, as many as have so many patches together (`batching`).
+        max_tokens_per_slide: in training, a slide of more patches is a new random choice of so many in every epoch.
         num_workers: processes that read ahead; 0 reads in the training process.
         augment: true: a random symmetry of the square for every training slide in every epoch. Settings, for example
             `{token_drop: 0.1}`: mirror, shear and rotation too, annealed over the trainer's `max_epochs`. false: none.
@@ -54,6 +58,8 @@ class SlideDataModule(lightning.LightningDataModule):
         class_names: list[str] | None = None,
         task: AnyTask | None = None,
         batch_size: int = 1,
+        max_tokens: int | None = None,
+        max_tokens_per_slide: int | None = None,
         num_workers: int = 0,
         augment: bool | AugmentationSettings = True,
         cache_mib: float = 1024.0,
@@ -62,6 +68,10 @@ class SlideDataModule(lightning.LightningDataModule):
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0")
+        for setting, limit in (("max_tokens", max_tokens), ("max_tokens_per_slide", max_tokens_per_slide)):
+            if limit is not None and limit < 1:
+                raise ConfigError(f"{setting} is {limit}, expected at least 1, or null for no limit")
+        self.max_tokens, self.max_tokens_per_slide = max_tokens, max_tokens_per_slide
         self.store_path, self.cohort_path = Path(store), Path(cohort)
         if task is not None and (label != "label" or class_names):
             raise ConfigError(f"label {label!r} and class_names {class_names} belong to the task; give them there only")
@@ -79,6 +89,11 @@ class SlideDataModule(lightning.LightningDataModule):
             self.setup()
         assert self._task is not None
         return self._task
+
+    @property
+    def slides_per_step(self) -> float:
+        """Slides that a process has in a training step as a rule; the last step of an epoch may have fewer."""
+        return float(self.batch_size)
 
     def items(self, split: str) -> tuple[SlideItem, ...]:
         """The slides of a split, in the order of the cohort table."""
@@ -116,6 +131,8 @@ class SlideDataModule(lightning.LightningDataModule):
                     augment_seed=seed,
                     augmentation=settings,
                     cache_mib=self.cache_mib,
+                    max_tokens=self.max_tokens_per_slide,
+                    subsample_seed=self.seed,
                     segmentation=task if isinstance(task, SegmentationTask) else None,
                 )
         if "train" not in self._datasets or "val" not in self._datasets:
@@ -144,7 +161,19 @@ class SlideDataModule(lightning.LightningDataModule):
         max_epochs = self.trainer.max_epochs if self.trainer is not None else None
         dataset.num_epochs = max_epochs if max_epochs is not None and max_epochs > 0 else None
         rank, world_size = self._rank()
-        return self._loader(dataset, TrainingSampler(len(dataset), seed=self.seed, rank=rank, world_size=world_size))
+        if self.max_tokens is None:
+            sampler = TrainingSampler(len(dataset), seed=self.seed, rank=rank, world_size=world_size)
+            return self._loader(dataset, batch_size=self.batch_size, sampler=sampler)
+        budget = TokenBudgetSampler(
+            dataset.num_tokens(), max_tokens=self.max_tokens, seed=self.seed, rank=rank, world_size=world_size
+        )
+        if budget.too_large:
+            rank_zero_info(
+                f"{len(budget.too_large)} of {len(dataset)} training slides have more than max_tokens "
+                f"{self.max_tokens:,} patches, up to {max(budget.num_tokens):,}; each is a batch of its own "
+                "(max_tokens_per_slide would train on a random choice of their patches)"
+            )
+        return self._loader(dataset, batch_sampler=budget)
 
     def val_dataloader(self) -> DataLoader[SlideSample]:
         """Validation slides, in order."""
@@ -159,16 +188,16 @@ class SlideDataModule(lightning.LightningDataModule):
     def _evaluation_loader(self, split: str) -> DataLoader[SlideSample]:
         dataset = self._datasets[split]
         rank, world_size = self._rank()
-        return self._loader(dataset, EvaluationSampler(len(dataset), rank=rank, world_size=world_size))
+        sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
+        return self._loader(dataset, batch_size=self.batch_size, sampler=sampler)
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _loader(self, dataset: SlideDataset, sampler: Any) -> DataLoader[SlideSample]:
+    def _loader(self, dataset: SlideDataset, **batches: Any) -> DataLoader[SlideSample]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
+            **batches,
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,

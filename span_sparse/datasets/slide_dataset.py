@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from span_sparse.datasets.augment import AugmentationSettings, augment, square_symmetry, training_progress
-from span_sparse.datasets.batch import NO_LABEL, SlideSample
+from span_sparse.datasets.batch import NO_LABEL, SlideSample, subsample
 from span_sparse.datasets.task import SegmentationTask
 from span_sparse.errors import StoreError
 from span_sparse.store import FeatureStore, SlideRecord
@@ -43,7 +43,7 @@ class EpochIndex(NamedTuple):
 class SlideDataset(Dataset[SlideSample]):
     """Slides of a store.
 
-    Asked with a plain index, gives the slide as stored; asked with an `EpochIndex`, an augmented one that depends on
+    Asked with a plain index, gives the slide as stored; asked with an `EpochIndex`, one for training, that depends on
     seed, epoch, index and settings alone, so that neither the number of workers nor of processes changes what is seen.
 
     Args:
@@ -54,6 +54,8 @@ class SlideDataset(Dataset[SlideSample]):
         num_epochs: length of the training, for the annealing of `augmentation`; None means no annealing. May be
             assigned later, but before workers are started.
         cache_mib: slides are kept in memory until this many MiB are used; the rest is read each time.
+        max_tokens: in training, a slide of more patches is a new random choice of so many in every epoch.
+        subsample_seed: of that choice.
         segmentation: gives every patch the ratios and the label of this task; a slide without annotation has NaN and
             `NO_LABEL`.
 
@@ -70,6 +72,8 @@ class SlideDataset(Dataset[SlideSample]):
         augmentation: AugmentationSettings | None = None,
         num_epochs: int | None = None,
         cache_mib: float = 0.0,
+        max_tokens: int | None = None,
+        subsample_seed: int = 0,
         segmentation: SegmentationTask | None = None,
     ) -> None:
         if augmentation is not None:
@@ -78,6 +82,7 @@ class SlideDataset(Dataset[SlideSample]):
         self.items = tuple(items)
         self.augment_seed = augment_seed
         self.augmentation, self.num_epochs = augmentation, num_epochs
+        self.max_tokens, self.subsample_seed = max_tokens, subsample_seed
         self.segmentation = segmentation
         self._cache: dict[int, SlideSample] = {}
         self._cache_bytes_left = cache_mib * 2**20
@@ -85,9 +90,21 @@ class SlideDataset(Dataset[SlideSample]):
     def __len__(self) -> int:
         return len(self.items)
 
+    def num_tokens(self) -> list[int]:
+        """Patches of every slide as trained on, from the store's metadata; no features are read.
+
+        Raises:
+            StoreError: a slide is not in the store.
+        """
+        counts = [self.store.metadata(item.slide_id).num_patches for item in self.items]
+        return counts if self.max_tokens is None else [min(count, self.max_tokens) for count in counts]
+
     def __getitem__(self, request: int | EpochIndex) -> SlideSample:
         index, epoch = (request.slide, request.epoch) if isinstance(request, EpochIndex) else (request, None)
         sample = self._cache.get(index) or self._read(index)
+        if epoch is not None and self.max_tokens is not None:
+            seed = hash((self.subsample_seed, epoch, index, 1)) % 2**63
+            sample = subsample(sample, self.max_tokens, torch.Generator().manual_seed(seed))
         if epoch is None or self.augment_seed is None:
             return sample
         generator = torch.Generator().manual_seed(hash((self.augment_seed, epoch, index)) % 2**63)
