@@ -162,8 +162,9 @@ class OpenSlideReader:
         picture = self._read_level(level, left_px0, top_px0, math.ceil(last_x), math.ceil(last_y))
         window = (first_x, first_y, last_x, last_y)
         if picture.size != size or window != (0, 0, *size):
-            picture = picture.resize(size, Image.Resampling.LANCZOS, box=window)
-        return np.asarray(picture)
+            picture = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, box=window)
+        # packs the three channels in one pass; `np.asarray(picture.convert("RGB"))` costs a tenth of a patch more
+        return np.frombuffer(picture.tobytes("raw", "RGB"), np.uint8).reshape(size[1], size[0], 3)
 
     def close(self) -> None:
         """Release the file; may be called twice."""
@@ -214,7 +215,7 @@ class OpenSlideReader:
         return self._handle
 
     def _read_level(self, level: int, left_px0: int, top_px0: int, width: int, height: int) -> Image.Image:
-        """RGB picture of `width × height` pixels of a level, on the background colour."""
+        """Opaque picture (RGB or RGBA) of `width × height` pixels of a level, on the background colour."""
         handle = self._living_handle()
         try:
             rgba = handle.read_region((left_px0, top_px0), level, (width, height))
@@ -225,9 +226,9 @@ class OpenSlideReader:
                 f"({left_px0}, {top_px0}) ({error}); the file is damaged, copy it again or remove it from the cohort"
             ) from error
         if rgba.getchannel("A").getextrema() == (255, 255):
-            return rgba.convert("RGB")
+            return rgba
         canvas = Image.new("RGBA", rgba.size, (*self._background, 255))
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
+        return Image.alpha_composite(canvas, rgba)
 
     def _background_colour(self) -> tuple[int, int, int]:
         text = self._properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "")
