@@ -142,14 +142,18 @@ def feature_collection(outlines: Iterable[tuple[dict[str, Any], Shape]]) -> dict
     return {"type": "FeatureCollection", "features": features}
 
 
+def geojson_bytes(collection: dict[str, Any]) -> bytes:
+    """The file's content for what `feature_collection` made."""
+    return json.dumps(collection, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
 def write_geojson(path: Path, collection: dict[str, Any]) -> None:
     """Write what `feature_collection` made, under a temporary name first.
 
     Raises:
         OSError: the file cannot be written.
     """
-    text = json.dumps(collection, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    write_atomically(path, text.encode())
+    write_atomically(path, geojson_bytes(collection))
 
 
 def _feature(feature: Any) -> tuple[dict[str, Any], Any]:

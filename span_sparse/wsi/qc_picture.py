@@ -24,7 +24,7 @@ from span_sparse.files import replacing
 from span_sparse.grid import Lattice
 from span_sparse.wsi.reader import SlideReader
 from span_sparse.wsi.thumbnail import read_thumbnail
-from span_sparse.wsi.tissue import TissueMask
+from span_sparse.wsi.tissue_settings import TissueMask
 
 LONGEST_EDGE_PX: Final = 1600
 """Of the thumbnail in the picture."""

@@ -22,23 +22,33 @@ MAX_BLOCK_PX: Final = 4096
 MAX_SOURCE_PX: Final = 2**35
 """Pixels of the level that is read: 185,000 squared, some ten minutes. More is a damaged header or a hopeless file."""
 
+SMALLEST_PART_PX: Final = 16
+"""Parts of the thumbnail this small are not cut further when they cannot be read."""
 
-def read_thumbnail(reader: SlideReader, scale_px0: int) -> NDArray[np.uint8]:
+MAX_UNREADABLE: Final = 0.2
+"""With more of it unreadable the whole slide is: every attempt costs opening the file again."""
+
+
+def read_thumbnail(
+    reader: SlideReader, scale_px0: int, unreadable: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint8]:
     """The whole slide, one pixel for `scale_px0 × scale_px0` level-0 pixels.
 
     Args:
         reader: an open slide.
         scale_px0: edge of a thumbnail pixel in level-0 pixels, at least 1.
+        unreadable: bool of the thumbnail's shape, all False: then a part that cannot be read is no error, but white in
+            the thumbnail and set to True here.
 
     Returns:
         RGB bytes `[ceil(height / scale), ceil(width / scale), 3]`; the last row and column may lie partly outside the
         slide, where the background is shown.
 
     Raises:
-        SlideError: a part of the slide cannot be read, or no level is coarse enough to read it all in bounded time.
+        SlideError: a part of the slide (with `unreadable`: a fifth of it) cannot be read, or no level is coarse enough
+            to read it all in bounded time.
     """
-    rows, cols = math.ceil(reader.height_px0 / scale_px0), math.ceil(reader.width_px0 / scale_px0)
-    thumbnail = np.empty((rows, cols, 3), dtype=np.uint8)
+    rows, cols = thumbnail_shape(reader, scale_px0)
     level = pick_level(reader.level_downsamples, scale_px0)
     level_factor, (level_width, level_height) = reader.level_downsamples[level], reader.level_shapes[level]
     if level_width * level_height > MAX_SOURCE_PX:
@@ -46,11 +56,49 @@ def read_thumbnail(reader: SlideReader, scale_px0: int) -> NDArray[np.uint8]:
             f"{reader.path}: an overview would be made from {level_width} × {level_height} px, since the slide has no "
             "coarser level; convert it to a pyramidal TIFF, or check that its header is not damaged"
         )
+    thumbnail = np.empty((rows, cols, 3), dtype=np.uint8)
     block = max(1, math.floor(MAX_BLOCK_PX * level_factor / scale_px0))
     for row in range(0, rows, block):
         for col in range(0, cols, block):
-            height, width = min(block, rows - row), min(block, cols - col)
-            corner_x, corner_y = col * scale_px0, row * scale_px0
-            box = BoxPx0(corner_x, corner_y, corner_x + width * scale_px0, corner_y + height * scale_px0)
-            thumbnail[row : row + height, col : col + width] = reader.read_region(box, (width, height))
+            part = thumbnail[row : row + block, col : col + block]
+            lost = None if unreadable is None else unreadable[row : row + block, col : col + block]
+            _fill(reader, scale_px0, part, lost, row, col)
+            if unreadable is not None and unreadable.sum() > MAX_UNREADABLE * unreadable.size:
+                raise SlideError(
+                    f"{reader.path}: opens, but more than {MAX_UNREADABLE:.0%} of its pixels cannot be read; the file "
+                    "is damaged, copy it again or remove it from the cohort"
+                )
     return thumbnail
+
+
+def thumbnail_shape(reader: SlideReader, scale_px0: int) -> tuple[int, int]:
+    """Rows and columns of a thumbnail."""
+    return math.ceil(reader.height_px0 / scale_px0), math.ceil(reader.width_px0 / scale_px0)
+
+
+def _fill(
+    reader: SlideReader,
+    scale_px0: int,
+    part: NDArray[np.uint8],
+    unreadable: NDArray[np.bool_] | None,
+    row: int,
+    col: int,
+) -> None:
+    """Read a part of the thumbnail; where that fails, its quarters, down to `SMALLEST_PART_PX`."""
+    height, width, _ = part.shape
+    x0, y0 = col * scale_px0, row * scale_px0
+    try:
+        box = BoxPx0(x0, y0, x0 + width * scale_px0, y0 + height * scale_px0)
+        part[...] = reader.read_region(box, (width, height))
+        return
+    except SlideError:
+        if unreadable is None:
+            raise
+    if max(height, width) <= SMALLEST_PART_PX:
+        part[...], unreadable[...] = 255, True
+        return
+    half_height, half_width = (height + 1) // 2, (width + 1) // 2
+    for down in range(0, height, half_height):
+        for right in range(0, width, half_width):
+            quarter = slice(down, down + half_height), slice(right, right + half_width)
+            _fill(reader, scale_px0, part[quarter], unreadable[quarter], row + down, col + right)

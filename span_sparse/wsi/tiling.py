@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from span_sparse.grid import Lattice
-from span_sparse.wsi.tissue import TissueMask
+from span_sparse.wsi.tissue_settings import TissueMask
 
 
 def tissue_area_px0(tissue: TissueMask, lattice: Lattice, width_px0: int, height_px0: int) -> NDArray[np.int64]:

@@ -1,11 +1,11 @@
 """Where on the slide is tissue?
 
 1. A thumbnail of about 8 µm per pixel (a cell or two).
-2. Colour saturation, median-filtered: stain is coloured, glass is not. Near-black pixels (scanner fill, slide edge)
-   have no meaningful saturation and are left out.
-3. Otsu's threshold, held between a floor and a ceiling. Otsu always cuts an image in two: without the floor an empty
-   slide yields specks of "tissue" out of camera noise, without the ceiling a slide full of tissue loses its pale half.
+2. Colour (`tissue_colour`) by the method asked for; or a file drawn by the user (`tissue_file`), and nothing else.
+3. Artefacts are taken out: ink, and on request folds (`artefacts`) and what is out of focus (`focus`).
 4. Objects smaller than a patch are dropped, pinholes of that size filled, both by area in mm².
+5. Where the thumbnail could not be read, tissue is assumed: the patches are tried, and those that cannot be read either
+   are recorded as failed instead of being taken for glass.
 
 Nothing left is an error: an empty bag must never reach a model.
 """
@@ -13,78 +13,25 @@ Nothing left is an error: an empty bag must never reach a model.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
-from skimage.filters import threshold_otsu
 from skimage.measure import label
 
 from span_sparse.errors import LatticeError, TissueNotFoundError
 from span_sparse.grid import Lattice
+from span_sparse.wsi.artefacts import folds, ink
+from span_sparse.wsi.focus import out_of_focus
 from span_sparse.wsi.reader import SlideReader
-from span_sparse.wsi.thumbnail import read_thumbnail
+from span_sparse.wsi.thumbnail import read_thumbnail, thumbnail_shape
+from span_sparse.wsi.tissue_colour import saturated, stained
+from span_sparse.wsi.tissue_file import mask_from_file
+from span_sparse.wsi.tissue_settings import HED, MASK, UM2_PER_MM2, TissueMask, TissueSettings
 
 MAX_MASK_PIXELS: Final = 32_000_000
 """A larger thumbnail is made coarser (a whole-scan MRXS would need 100 million pixels at 8 µm)."""
-
-UM2_PER_MM2: Final = 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class TissueSettings:
-    """How tissue is told from glass; stored with the features.
-
-    Attributes:
-        thumbnail_mpp: µm per pixel of the thumbnail; a coarser slide is taken as it is.
-        saturation_floor: least saturation (HSV, 0 to 1) of tissue, whatever Otsu says.
-        saturation_ceiling: saturation that is tissue, whatever Otsu says.
-        value_floor: pixels whose brightest channel is below this (0 to 1) are black fill.
-        min_object_mm2: smaller pieces are dropped.
-        max_hole_mm2: smaller holes are filled.
-    """
-
-    thumbnail_mpp: float = 8.0
-    saturation_floor: float = 0.05
-    saturation_ceiling: float = 0.12
-    value_floor: float = 0.1
-    min_object_mm2: float = 0.01
-    max_hole_mm2: float = 0.01
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the provenance of a store."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TissueMask:
-    """Tissue of one slide.
-
-    Attributes:
-        mask: bool `[rows, cols]`; pixel `(row, col)` covers the level-0 pixels
-            `x in [col·scale_px0, (col+1)·scale_px0)`, `y` likewise.
-        scale_px0: edge of a mask pixel in level-0 pixels.
-        slide_mpp: µm per pixel of level 0.
-        threshold: saturation that was used.
-    """
-
-    mask: NDArray[np.bool_]
-    scale_px0: int
-    slide_mpp: float
-    threshold: float
-
-    @property
-    def mpp(self) -> float:
-        """µm per pixel of the mask."""
-        return self.scale_px0 * self.slide_mpp
-
-    @property
-    def area_mm2(self) -> float:
-        """Area of the tissue."""
-        return float(self.mask.sum()) * self.mpp**2 / UM2_PER_MM2
 
 
 def find_tissue(reader: SlideReader, slide_mpp: float, settings: TissueSettings | None = None) -> TissueMask:
@@ -106,21 +53,48 @@ def find_tissue(reader: SlideReader, slide_mpp: float, settings: TissueSettings 
 
 
 def segment_tissue(reader: SlideReader, slide_mpp: float, settings: TissueSettings) -> TissueMask:
-    """As `find_tissue`, but the mask may be empty (for showing what was not found)."""
+    """As `find_tissue`, but the mask may be empty (for showing what was not found).
+
+    Raises:
+        SlideError: the slide cannot be read; a few unreadable tiles are none.
+        AnnotationError: the mask file cannot be used.
+    """
     too_many = math.sqrt(reader.width_px0 * reader.height_px0 / MAX_MASK_PIXELS)
     scale_px0 = max(1, round(settings.thumbnail_mpp / slide_mpp), math.ceil(too_many))
-    mask, threshold = tissue_of_thumbnail(read_thumbnail(reader, scale_px0), scale_px0 * slide_mpp, settings)
-    return TissueMask(mask, scale_px0, slide_mpp, threshold)
+    mpp, shape = scale_px0 * slide_mpp, thumbnail_shape(reader, scale_px0)
+    if settings.method == MASK:
+        mask = mask_from_file(Path(settings.mask_file), reader, settings.mask_origin, *shape, scale_px0)
+        return TissueMask(mask, scale_px0, slide_mpp, 0.0, MASK)
+    unreadable = np.zeros(shape, dtype=bool)
+    rgb = read_thumbnail(reader, scale_px0, unreadable)
+    found, threshold = _coloured(rgb, mpp, settings)
+    removed: dict[str, NDArray[np.bool_]] = {}
+    if settings.reject_pen:
+        removed["pen"] = ink(rgb, mpp) & ~unreadable
+    if settings.reject_folds:
+        removed["folds"] = folds(rgb, found & ~_any(removed, shape), mpp)
+    if settings.reject_blur:
+        removed["blur"] = out_of_focus(reader, slide_mpp, found & ~_any(removed, shape), scale_px0)
+    without = _any(removed, shape)
+    mask = (_cleaned(found & ~without, mpp, settings) & ~without) | unreadable
+    return TissueMask(mask, scale_px0, slide_mpp, threshold, settings.method, removed)
 
 
 def require_tissue(tissue: TissueMask, settings: TissueSettings, path: Path) -> None:
     """Raise `TissueNotFoundError` for an empty mask."""
-    if not tissue.mask.any():
+    if tissue.mask.any():
+        return
+    if settings.method == MASK:
         raise TissueNotFoundError(
-            f"{path}: no tissue found (no piece of at least {settings.min_object_mm2:g} mm² with a colour saturation "
-            f"above {tissue.threshold:.3f}, at {tissue.mpp:.3g} µm/px); look at the slide with `span inspect`, "
-            "and leave it out if it is empty"
+            f"{path}: the mask {settings.mask_file} marks nothing on it; correct the mask or leave the slide out"
         )
+    what = "a stain density" if settings.method == HED else "a colour saturation"
+    removed = ", ".join(f"{name} {share:.0%}" for name, share in tissue.removed_shares.items() if share)
+    raise TissueNotFoundError(
+        f"{path}: no tissue found (no piece of at least {settings.min_object_mm2:g} mm² with {what} "
+        f"above {tissue.threshold:.3f}, at {tissue.mpp:.3g} µm/px{', removed: ' + removed if removed else ''}); look "
+        "at the slide with `span inspect`, try another tissue method, and leave it out if it is empty"
+    )
 
 
 def require_room(reader: SlideReader, lattice: Lattice) -> None:
@@ -144,19 +118,23 @@ def require_cells(grid: NDArray[np.int32], lattice: Lattice, reader: SlideReader
 def tissue_of_thumbnail(
     rgb: NDArray[np.uint8], mpp: float, settings: TissueSettings
 ) -> tuple[NDArray[np.bool_], float]:
-    """Mask `[rows, cols]` and saturation threshold of an RGB picture `[rows, cols, 3]` of `mpp` µm per pixel."""
-    brightest = rgb.max(axis=2)
-    spread = brightest - rgb.min(axis=2)
-    saturation = (spread.astype(np.float32) / np.maximum(brightest, 1) * 255).astype(np.uint8)
-    saturation[brightest < settings.value_floor * 255] = 0
-    saturation = median_filter(saturation, size=3)
-    is_uniform = saturation.min() == saturation.max()  # then Otsu returns that value, and nothing is above it
-    otsu = 0.0 if is_uniform else float(threshold_otsu(saturation)) / 255
-    threshold = min(max(otsu, settings.saturation_floor), settings.saturation_ceiling)
-    mask = saturation > threshold * 255
+    """Mask `[rows, cols]` and threshold of an RGB picture `[rows, cols, 3]` of `mpp` µm per pixel; with artefacts."""
+    found, threshold = _coloured(rgb, mpp, settings)
+    return _cleaned(found, mpp, settings), threshold
+
+
+def _coloured(rgb: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float]:
+    return stained(rgb, mpp, settings) if settings.method == HED else saturated(rgb, settings)
+
+
+def _any(masks: dict[str, NDArray[np.bool_]], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    return np.logical_or.reduce([np.zeros(shape, dtype=bool), *masks.values()])
+
+
+def _cleaned(mask: NDArray[np.bool_], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:
     pixel_mm2 = mpp**2 / UM2_PER_MM2
     mask = _drop_small(mask, settings.min_object_mm2 / pixel_mm2)
-    return ~_drop_small(~mask, settings.max_hole_mm2 / pixel_mm2, keep_at_border=True), threshold
+    return ~_drop_small(~mask, settings.max_hole_mm2 / pixel_mm2, keep_at_border=True)
 
 
 def _drop_small(mask: NDArray[np.bool_], min_pixels: float, *, keep_at_border: bool = False) -> NDArray[np.bool_]:
