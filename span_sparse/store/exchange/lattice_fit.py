@@ -238,7 +238,7 @@ def _fit_pitch(
         )
     moved = np.abs(coords - (start + cells * step)).max(initial=0)
     report |= {
-        "exact": False, "step_source": f"fitted pitch {pitch:.6f} px", "off_lattice": int(off.sum()), "dropped": 0,
+        "exact": False, "step_source": f"fitted pitch {pitch:.3f} px", "off_lattice": int(off.sum()), "dropped": 0,
         "max_residual_px0": round(float(residual.max(initial=0)), 3), "max_displacement_px0": round(float(moved), 3),
         "contours": [],
     }  # fmt: skip

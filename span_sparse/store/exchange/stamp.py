@@ -9,6 +9,7 @@ units of 256/224 µm and no attributes.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,10 +33,15 @@ from span_sparse.store.exchange.source import Request, SourceSlide, Stated, Tens
 TILE_UM: Final = 256.0
 TILE_PX: Final = 224
 _MAX_DRIFT: Final = 1 / 8
+_RUN: Final = re.compile(r".+-[0-9a-f]{8}")
 
 
 def _find(folder: Path) -> dict[str, Files]:
-    return {slide: (path,) for slide, path in list_files(folder, ".h5").items()}
+    runs = [path for path in sorted(folder.iterdir()) if path.is_dir() and _RUN.fullmatch(path.name)]
+    if len(runs) > 1:
+        names = ", ".join(path.name for path in runs[:6])
+        raise ExchangeError(f"{folder} holds the features of several runs: {names}; name the one to import")
+    return {slide: (path,) for slide, path in list_files(runs[0] if runs else folder, ".h5").items()}
 
 
 def _evidence(folder: Path) -> str | None:
