@@ -40,6 +40,7 @@ def build_parser() -> ArgumentParser:
     add("--target-mpp", type=float | None, default=None, help="µm/px (default: the encoder's)")
     add("--min-tissue", type=float, default=0.5, help="least share of tissue of a patch, in (0, 1]")
     add("--max-failed-patches", type=str, default="1%", help="unreadable patches a slide may have: a share or a number")
+    add("--allow-upsampling", action="store_true", help="take slides coarser than the target resolution")
     add("--batch-size", type=int, default=256, help="patches that a worker reads at a time")
     add("--workers", type=int, default=1, help="processes that read slides, and encode if --device is cpu")
     add("--shard", type=str | None, default=None, help="only part k of n (k/n); slurm: by place in a job array")
@@ -94,6 +95,7 @@ def run(args: Namespace) -> int:
         min_tissue_fraction=args.min_tissue,
         batch_size=args.batch_size,
         max_failed_patches=limit,
+        allow_upsampling=args.allow_upsampling,
         shard=shard,
         console=Console(stderr=True, highlight=False),
     )

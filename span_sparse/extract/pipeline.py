@@ -51,6 +51,7 @@ def extract_cohort(
     min_tissue_fraction: float = 0.5,
     batch_size: int = 256,
     max_failed_patches: FailureLimit | None = None,
+    allow_upsampling: bool = False,
     shard: Shard | None = None,
     console: Console | None = None,
 ) -> list[SlideStatus]:
@@ -71,6 +72,7 @@ def extract_cohort(
         min_tissue_fraction: least share of tissue of a patch, in (0, 1].
         batch_size: patches that a worker reads at a time.
         max_failed_patches: a slide with more unreadable patches is a failure; 1 % of its patches when None.
+        allow_upsampling: take slides that are coarser than the patches asked for; how much is recorded.
         shard: only this part of the cohort.
         console: where progress and failures are shown; None for silence.
 
@@ -85,7 +87,12 @@ def extract_cohort(
         SystemExit: the process was told to end (SIGTERM).
     """
     settings = ExtractionSettings(
-        spec, tissue or TissueSettings(), min_tissue_fraction, batch_size, max_failed_patches or FailureLimit()
+        spec,
+        tissue or TissueSettings(),
+        min_tissue_fraction,
+        batch_size,
+        max_failed_patches or FailureLimit(),
+        allow_upsampling,
     )
     _check_settings(settings, encoder, workers, limit)
     if not slides_dir.is_dir():

@@ -91,6 +91,7 @@ class ExtractionSettings:
         min_tissue_fraction: least share of tissue of a patch, in (0, 1].
         batch_size: patches that a worker reads at a time; decides no number.
         failure_limit: unreadable patches that a slide may have.
+        allow_upsampling: take slides that are coarser than the patches asked for.
     """
 
     spec: LatticeSpec
@@ -98,6 +99,7 @@ class ExtractionSettings:
     min_tissue_fraction: float = 0.5
     batch_size: int = 256
     failure_limit: FailureLimit = field(default_factory=FailureLimit)
+    allow_upsampling: bool = False
 
     def provenance(self, tissue: TissueSettings) -> dict[str, Any]:
         """What the store keeps of them for a slide with these tissue settings."""

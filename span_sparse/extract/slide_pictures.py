@@ -13,7 +13,9 @@ the store has its pictures.
 from __future__ import annotations
 
 import io
+import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,8 @@ from span_sparse.errors import SlideError
 from span_sparse.grid import Lattice
 from span_sparse.store.naming import group_name
 from span_sparse.wsi import SlideReader, TissueMask, read_thumbnail
+from span_sparse.wsi.polygons import tissue_polygons
+from span_sparse.wsi.thumbnail import thumbnail_shape
 
 OUTLINE: Final = ".geojson"
 THUMBNAIL: Final = ".jpg"
@@ -55,17 +59,15 @@ def slide_pictures(
         lattice: its lattice.
         grid: cells that become patches, int32 `[patches, 2]`.
     """
-    pictures: dict[str, bytes] = {}
-    try:
+    pictures = {OUTLINE: json.dumps(tissue_polygons(tissue), allow_nan=False).encode()}
+    with suppress(SlideError):  # the patches will tell
         pictures[THUMBNAIL] = _thumbnail(reader, tissue, lattice, grid)
-    except SlideError:  # a tile that no patch needs; the patches will tell
-        reader.close()
     return pictures
 
 
 def _thumbnail(reader: SlideReader, tissue: TissueMask, lattice: Lattice, grid: NDArray[np.int32]) -> bytes:
     scale_px0 = max(1, math.ceil(max(reader.width_px0, reader.height_px0) / LONGEST_EDGE_PX))
-    rgb = read_thumbnail(reader, scale_px0)
+    rgb = read_thumbnail(reader, scale_px0, np.zeros(thumbnail_shape(reader, scale_px0), np.bool_))
     rows, cols = (
         np.minimum(np.arange(num_pixels) * scale_px0 // tissue.scale_px0, num_cells - 1)
         for num_pixels, num_cells in zip(rgb.shape[:2], tissue.mask.shape, strict=True)

@@ -8,8 +8,8 @@ Two kinds of requests, in any order, for any slides:
 
 A worker keeps the slide of its last request open. Several workers may read the same slide.
 
-A tile that cannot be read costs its patch: the reader is opened again, since an OpenSlide handle is dead after its
-first error, and goes on with the next cell. Whatever else goes wrong with a slide becomes its `SlideStatus`; nothing is
+A tile that cannot be read costs its patch: the reader, which opens the file again after an error, goes on with the next
+cell. Whatever else goes wrong with a slide becomes its `SlideStatus`; nothing is
 raised, because the next slide has nothing to do with it.
 """
 
@@ -36,6 +36,7 @@ from span_sparse.wsi import (
     SlideReader,
     TissueMask,
     check_resolution,
+    mpp_sources,
     open_slide,
     resolve_mpp,
     segment_tissue,
@@ -158,7 +159,7 @@ class SlideWork:
     def _plan(self, task: SlideTask) -> Plan:
         slide, settings = self._reader(task.path), self._settings
         slide_mpp, mpp_source = resolve_mpp(slide, task.cohort_mpp)
-        check_resolution(slide, slide_mpp, settings.spec)
+        check_resolution(slide, slide_mpp, settings.spec, allow_upsampling=settings.allow_upsampling)
         lattice = settings.spec.on_slide(slide_mpp)
         checksum = slide_checksum(task.path)
         stored = self._stored(task, lattice, checksum)
@@ -215,21 +216,23 @@ class SlideWork:
             "vendor": slide.vendor,
             "bounds_px0": None if slide.bounds is None else list(slide.bounds),
             "resampling": RESAMPLING,
+            "enlargement": max(1.0, tissue.slide_mpp / self._settings.spec.target_mpp),
+            "mpp_sources": mpp_sources(slide, task.cohort_mpp),
             "tissue_threshold": tissue.threshold,
             "tissue_mask_mpp": tissue.mpp,
             "tissue_area_mm2": tissue.area_mm2,
+            "tissue_removed_shares": tissue.removed_shares,
         }
 
     def _read(self, request: ReadRequest, pixels: NDArray[np.uint8]) -> Batch:
         size = request.lattice.spec.patch_size_px
         good = np.zeros(len(request.cells), np.bool_)
         num_good, first_error = 0, ""
+        slide = self._reader(request.task.path)
         for index, (row, col) in enumerate(request.cells.tolist()):
-            slide = self._reader(request.task.path)
             try:
                 pixels[num_good] = slide.read_region(request.lattice.box(row, col), size)
             except SlideError as error:
-                self.close()
                 first_error = first_error or str(error)
                 continue
             good[index] = True

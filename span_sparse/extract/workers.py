@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
@@ -33,6 +32,8 @@ from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from span_sparse.signals import blocked
 
 Request = TypeVar("Request")
 Work = Callable[[Any, NDArray[np.uint8]], Any]
@@ -143,7 +144,7 @@ class WorkerPool(Generic[Request]):
             ours, theirs = context.Pipe()
             arguments = (_Descriptor(descriptor), self._shape, theirs, self._work)
             process = context.Process(target=_serve, args=arguments, daemon=True)
-            with _one_thread_each(), _signals_blocked():
+            with _one_thread_each(), blocked():
                 process.start()
             theirs.close()
         finally:
@@ -201,20 +202,6 @@ def _one_thread_each() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """A process started now inherits the blocked signals; ours are delivered afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # Python starts it with the first process, and unblocks the signals then
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(descriptor: int, shape: tuple[int, ...], connection: Connection, work: Work) -> None:
