@@ -29,7 +29,8 @@ from typing import Final
 from span_sparse.errors import SpanError
 
 VERBS: Final = (
-    "inspect", "extract", "import", "annotate", "validate", "splits", "evaluate", "export", "convert-weights", "doctor",
+    "inspect", "extract", "import", "annotate", "validate", "splits", "evaluate", "export", "convert-weights",
+    "encoders", "doctor",
 )  # fmt: skip
 """Each is a module of this package with `DESCRIPTION`, `build_parser()` and `run(args)`; see `_module` for its name."""
 

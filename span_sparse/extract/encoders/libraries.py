@@ -1,6 +1,6 @@
 """How does a command say that an optional library is missing?
 
-Encoders need timm, transformers, safetensors or huggingface-hub, which the rest of the package does without: they are
+Encoders need timm, safetensors or huggingface-hub, which the rest of the package does without: they are
 the extra `encoders`. Imported at the top of a module, a missing one would be a stack trace before the first line of
 help.
 """

@@ -1,16 +1,18 @@
 """Which networks are behind the names, and how is a vector read from each?
 
-Vision transformers, ResNet and Swin are timm's, DINOv2 is transformers'. Written here is only what neither library has:
-the convolutional stem of CTransPath and the attention pooling of CONCH and CONCH v1.5. Their sub-modules are named as
-in the published weights, so that these load without a single tensor left over.
+Vision transformers, ResNet and Swin are timm's. Written here is only what it does not have: the convolutional stem of
+CTransPath and the attention pooling of CONCH and CONCH v1.5. Their sub-modules are named as in the published weights,
+so that these load without a single tensor left over. Phikon-v2 is published for transformers; its network is the same
+vision transformer under other names, and a second library, whose own names change between versions, is not needed.
 
 Functions that build take further keywords, which replace those of the published network: tests build small ones.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +40,6 @@ def timm_model(name: str, *, gated_mlp: bool = False, **settings: Any) -> nn.Mod
     if not settings.get("features_only"):
         settings = {"num_classes": 0} | settings
     return timm.create_model(name, pretrained=False, **settings)
-
-
-def dinov2(**settings: Any) -> nn.Module:
-    """DINOv2 of transformers.
-
-    Raises:
-        ConfigError: transformers is missing.
-    """
-    module = library("transformers.models.dinov2.modeling_dinov2")  # the package itself imports lazily
-    return module.Dinov2Model(module.Dinov2Config(**settings))
 
 
 def ctranspath(**settings: Any) -> nn.Module:
@@ -195,11 +187,6 @@ def class_and_mean(network: Any, inputs: Tensor) -> Tensor:
     return torch.cat([tokens[:, 0], tokens[:, network.num_prefix_tokens :].mean(dim=1)], dim=1)
 
 
-def class_token_of_dinov2(network: Any, inputs: Tensor) -> Tensor:
-    """The class token of transformers' DINOv2, after its last norm."""
-    return network(pixel_values=inputs).last_hidden_state[:, 0]
-
-
 def mean_of_map(network: Any, inputs: Tensor) -> Tensor:
     """The mean over positions of the last feature map."""
     return network(inputs)[-1].mean(dim=(2, 3))
@@ -247,6 +234,47 @@ def from_conch_v15(state: State) -> State:
     grid = positions[:, 1:].float().unflatten(1, (14, 14)).permute(0, 3, 1, 2)  # (1, channels, 14, 14)
     stretched = functional.interpolate(grid, scale_factor=(28.1 / 14, 28.1 / 14), mode="bicubic")
     return state | {name: torch.cat([positions[:, :1].float(), stretched.flatten(2).transpose(1, 2)], dim=1)}
+
+
+_DINOV2_NAMES: Final = (
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.cls_token", "cls_token"),
+    ("encoder.layer.", "blocks."),
+    (".attention.output.dense.", ".attn.proj."),
+    (".attention.o_proj.", ".attn.proj."),
+    (".layer_scale1.lambda1", ".ls1.gamma"),
+    (".layer_scale2.lambda1", ".ls2.gamma"),
+    ("layernorm.", "norm."),
+)
+_DINOV2_QUERY: Final = re.compile(r"(.+\.attention\.)(attention\.query|q_proj)(\.\w+)")
+_DINOV2_KEY_OR_VALUE: Final = re.compile(r"\.attention\.(attention\.(key|value)|[kv]_proj)\.")
+_DINOV2_KEY_AND_VALUE: Final = {
+    "attention.query": ("attention.key", "attention.value"),
+    "q_proj": ("k_proj", "v_proj"),
+}
+
+
+def from_dinov2(state: State) -> State:
+    """A DINOv2 of transformers (either generation of its names) under timm's names.
+
+    timm has query, key and value in one matrix. The mask token is for training.
+    """
+    renamed: State = {}
+    for name, tensor in without("embeddings.mask_token")(state).items():
+        if found := _DINOV2_QUERY.fullmatch(name):
+            before, kind, after = found.groups()
+            parts = [tensor, *(state[f"{before}{other}{after}"] for other in _DINOV2_KEY_AND_VALUE[kind])]
+            renamed[f"{_timm_name(before.removesuffix('attention.'))}attn.qkv{after}"] = torch.cat(parts)
+        elif not _DINOV2_KEY_OR_VALUE.search(name):
+            renamed[_timm_name(name)] = tensor
+    return renamed
+
+
+def _timm_name(name: str) -> str:
+    for theirs, ours in _DINOV2_NAMES:
+        name = name.replace(theirs, ours)
+    return name
 
 
 def from_ctranspath(state: State) -> State:

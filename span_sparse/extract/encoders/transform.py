@@ -4,21 +4,27 @@ uint8 → resize → centre crop → [0, 1] → subtract the mean, divide by the
 card, on the device where the network is.
 
 The resize is the delicate one. Model cards resize PIL images, so their networks have seen Pillow's arithmetic: a filter
-that widens when it shrinks, a horizontal pass rounded to whole grey levels, then a vertical pass rounded again. The
-naive `interpolate(size)` neither widens (aliasing) nor rounds. Here the two passes are two calls of torch's widening
-interpolation with a rounding after each; what remains are pixels that fall on the other side of .5, one level apart.
+that widens when it shrinks, weights of 22 bits, a horizontal pass rounded to whole grey levels, then a vertical pass
+rounded again. `torch.nn.functional.interpolate` does not widen unless asked and does not round; even asked and rounded
+it is up to two grey levels off, because common sizes (256 to 224) make ties of exactly one half. Here each pass is a
+matrix product of whole numbers, which float64 adds without error in any order: the same bits as Pillow on any device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Final, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 Interpolation = Literal["bilinear", "bicubic"]
+
+_WEIGHT_BITS: Final = 22
+"""Fraction bits of Pillow's weights for 8-bit pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +60,41 @@ class Transform:
         """
         pixels = patches.permute(0, 3, 1, 2).float()  # (batch, 3, edge, edge)
         if self.resize_px is not None and self.resize_px != pixels.shape[-1]:
-            pixels = self._resize(pixels, (pixels.shape[-2], self.resize_px))
-            pixels = self._resize(pixels, (self.resize_px, self.resize_px))
+            weights = torch.from_numpy(_weights(pixels.shape[-1], self.resize_px, self.interpolation)).to(pixels.device)
+            pixels = _rounded(pixels.double() @ weights.T)
+            pixels = _rounded(weights @ pixels).float()
         start = round((pixels.shape[-1] - self.crop_px) / 2)
         pixels = pixels[..., start : start + self.crop_px, start : start + self.crop_px]
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
         return ((pixels / 255 - mean) / std).contiguous()
 
-    def _resize(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        resized = functional.interpolate(pixels, size, mode=self.interpolation, antialias=True, align_corners=False)
-        return resized.add_(0.5).floor_().clamp_(0, 255)
+
+def _rounded(sums: Tensor) -> Tensor:
+    """Sums of pixels times fixed-point weights as grey levels; halves go up."""
+    return ((sums + 2 ** (_WEIGHT_BITS - 1)) / 2**_WEIGHT_BITS).floor_().clamp_(0, 255)
+
+
+@cache
+def _weights(size_from: int, size_to: int, interpolation: Interpolation) -> NDArray[np.float64]:
+    """Pillow's weights of every old pixel in every new one, times 2²², whole numbers `[size_to, size_from]`.
+
+    The filter (a triangle; or Keys' cubic with a = -1/2) is centred on the new pixel, widened by the factor of a
+    reduction, cut off where it ends rounded to pixels, and its weights are scaled to a sum of one.
+    """
+    factor = size_from / size_to
+    width = max(factor, 1.0)
+    reach = (1 if interpolation == "bilinear" else 2) * width
+    centres = (np.arange(size_to)[:, None] + 0.5) * factor
+    pixels = np.arange(size_from)[None]
+    inside = (pixels >= np.floor(centres - reach + 0.5)) & (pixels < np.floor(centres + reach + 0.5))
+    distance = np.abs((pixels + 0.5 - centres) / width)
+    values = np.maximum(1 - distance, 0) if interpolation == "bilinear" else _cubic(distance)
+    values = np.where(inside, values, 0)
+    values *= 2**_WEIGHT_BITS / values.sum(axis=1, keepdims=True)
+    return np.trunc(values + np.copysign(0.5, values))
+
+
+def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0))

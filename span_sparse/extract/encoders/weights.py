@@ -165,12 +165,15 @@ def _given(spec: EncoderSpec, weights: Path) -> Path:
 
 
 def _download(spec: EncoderSpec, hub: Any) -> Path:
+    errors = library("huggingface_hub.errors")
     for name in spec.files:
         try:
             return Path(hub.hf_hub_download(spec.repository, name))
-        except hub.errors.EntryNotFoundError:
-            continue
-        except (hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+        except (errors.EntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
+            # without a connection the library also says "entry not found", but of its cache
+            absent = isinstance(error, errors.EntryNotFoundError)
+            if absent and not isinstance(error, errors.LocalEntryNotFoundError):
+                continue
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ConfigError(how_to_get(spec, f"the download failed ({reason.rstrip('.')})")) from error
     raise ConfigError(how_to_get(spec, f"{spec.repository} holds none of {', '.join(spec.files)}"))
@@ -191,7 +194,10 @@ def load_network(spec: EncoderSpec, path: Path) -> nn.Module:
     """
     with torch.device("meta"):  # without initialising a billion numbers that are replaced at once
         network = spec.build()
-    state = spec.convert(read_tensors(path))
+    try:
+        state = spec.convert(read_tensors(path))
+    except KeyError as error:
+        raise ConfigError(f"{path}: not the weights of {spec.name} ({spec.source}): no {error.args[0]}") from error
     _check_fit(spec, path, network, state)
     network.load_state_dict(state, assign=True)
     if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
