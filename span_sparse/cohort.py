@@ -28,6 +28,7 @@ SLIDE_ID: Final = "slide_id"
 CASE_ID: Final = "case_id"
 PATH: Final = "path"
 MPP: Final = "mpp"
+TISSUE_MASK: Final = "tissue_mask"
 SPLIT_VALUES: Final = ("train", "val", "test")
 MISSING_VALUES: Final = frozenset({"NA", "N/A", "NaN", "nan", "None", "null"})
 SLIDE_SUFFIXES: Final = (
@@ -90,19 +91,45 @@ class CohortTable:
         Raises:
             CohortError: no such slide, no or several files, or a file outside `slides_dir`.
         """
-        given = self._cell(slide_id, PATH) if PATH in self.frame else None
-        name = slide_id if given is None else given
-        target = slides_dir / name
-        if ".." in Path(name).parts or not target.absolute().is_relative_to(slides_dir.absolute()):
-            raise CohortError(
-                f"{self.path}: slide {slide_id!r} leads to {target}, outside the slides folder {slides_dir}; "
-                "use paths relative to that folder, or name another folder"
-            )
+        given = self.value(slide_id, PATH)
+        target = self._inside(slides_dir, slide_id, slide_id if given is None else given)
         if given is None and not target.is_file():
             return self._by_stem(slide_id, slides_dir)
         if not target.exists():
             raise CohortError(f"{self.path}: slide {slide_id!r}: there is no file {target}; correct column {PATH!r}")
         return target
+
+    def file_of(self, slide_id: str, column: str, slides_dir: Path) -> Path | None:
+        """The file that a column names for a slide, such as its tissue mask; None where the cell is empty.
+
+        Args:
+            slide_id: a slide of the table.
+            column: of paths relative to `slides_dir`.
+            slides_dir: the folder that paths are relative to.
+
+        Raises:
+            CohortError: no such slide or file, or a file outside `slides_dir`.
+        """
+        given = self.value(slide_id, column)
+        if given is None:
+            return None
+        target = self._inside(slides_dir, slide_id, given)
+        if not target.is_file():
+            raise CohortError(f"{self.place(slide_id, column)}: there is no file {target} for slide {slide_id!r}")
+        return target
+
+    def value(self, slide_id: str, column: str) -> str | None:
+        """A slide's cell, None where it is empty or the table has no such column.
+
+        Raises:
+            CohortError: no such slide.
+        """
+        return self._cell(slide_id, column) if column in self.frame else None
+
+    def place(self, slide_id: str, column: str) -> str:
+        """Where a cell is, for messages: `FILE, line N, column 'name'`."""
+        row = self.slide_ids.index(slide_id)
+        return f"{self.path}, line {self.lines[row] if self.lines else row + 2}, column {column!r}"
 
     def mpp(self, slide_id: str) -> float | None:
         """Micrometres per pixel given for the slide, None when the table gives none."""
@@ -167,6 +194,15 @@ class CohortTable:
             raise CohortError(f"{self.path}: there is no slide {slide_id!r} in the table")
         return rows.iloc[0]
 
+    def _inside(self, slides_dir: Path, slide_id: str, name: str) -> Path:
+        target = slides_dir / name
+        if ".." in Path(name).parts or not target.absolute().is_relative_to(slides_dir.absolute()):
+            raise CohortError(
+                f"{self.path}: slide {slide_id!r} leads to {target}, outside the slides folder {slides_dir}; "
+                "use paths relative to that folder, or name another folder"
+            )
+        return target
+
     def _require_column(self, column: str) -> None:
         if column not in self.frame:
             raise CohortError(f"{self.path}: there is no column {column!r}; it has {', '.join(self.frame.columns)}")
@@ -204,7 +240,7 @@ def read_cohort(path: Path) -> CohortTable:
     frame[MPP] = _mpps(path, lines, cells.get(MPP, [None] * len(lines)))
     for name, values in cells.items():
         if name not in frame:
-            missing = frozenset() if name == PATH else MISSING_VALUES
+            missing = frozenset() if name in (PATH, TISSUE_MASK) else MISSING_VALUES
             frame[name] = pd.Series([None if value in missing else value for value in values], dtype=object)
     return CohortTable(path, frame, tuple(lines))
 

@@ -7,6 +7,7 @@ from span_sparse.wsi.reader import SlideReader, pick_level
 from span_sparse.wsi.thumbnail import read_thumbnail
 from span_sparse.wsi.tiling import tissue_cells
 from span_sparse.wsi.tissue import find_tissue, segment_tissue
+from span_sparse.wsi.tissue_overrides import tissue_settings_for
 from span_sparse.wsi.tissue_settings import TissueMask, TissueSettings
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "segment_tissue",
     "tissue_cells",
     "tissue_polygons",
+    "tissue_settings_for",
 ]

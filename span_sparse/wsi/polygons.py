@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from skimage.measure import label
 
 from span_sparse.wsi.geojson import Shape, feature_collection
 from span_sparse.wsi.tissue_settings import UM2_PER_MM2, TissueMask
@@ -78,21 +77,32 @@ def _edges(ring: shapely.LinearRing) -> NDArray[np.float64]:
 
 
 def _pieces(mask: NDArray[np.bool_]) -> list[Any]:
-    """One geometry per 4-connected component, in mask pixels: the union of its runs along the rows."""
-    rows, starts, stops = _row_runs(mask)
-    components = np.asarray(label(mask, connectivity=1))
-    owner = components[rows, starts]
-    boxes = shapely.box(starts, rows, stops, rows + 1)
-    order = np.argsort(owner, kind="stable")
-    ends = np.cumsum(np.bincount(owner, minlength=1)[1:])
-    groups = np.split(boxes[order], ends[:-1]) if len(ends) else []
-    return [shapely.simplify(shapely.union_all(group), 0.0) for group in groups]
+    """One polygon per 4-connected component, in mask pixels, ordered by their first pixel.
+
+    The borders between set and other pixels, cut where they turn or cross, are a planar graph; its faces are the pieces
+    and their holes. Whether a face is set says the pixel below its first corner.
+    """
+    lines = np.concatenate([_borders(mask), _borders(mask.T)[..., ::-1]])
+    faces = shapely.get_parts(shapely.polygonize(np.asarray(shapely.linestrings(lines), dtype=object)))
+    firsts = [_first_corner(face) for face in faces]
+    order = sorted((row, col, number) for number, (row, col) in enumerate(firsts) if mask[row, col])
+    return [faces[number] for _, _, number in order]
 
 
-def _row_runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Row, first column and end of every run of set pixels."""
-    padded = np.pad(mask, ((0, 0), (1, 1))).astype(np.int8)
-    change = np.diff(padded, axis=1)
-    rows, starts = np.nonzero(change == 1)
-    _, stops = np.nonzero(change == -1)
-    return rows, starts, stops
+def _borders(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Horizontal borders `[lines, 2, 2]` as pairs of corners `(x, y)`, cut where the set side changes."""
+    change = np.diff(mask.astype(np.int8), axis=0, prepend=0, append=0)
+    lines: list[NDArray[np.int64]] = []
+    for side in (1, -1):
+        edges = np.diff((change == side).astype(np.int8), axis=1, prepend=0, append=0)
+        rows, starts = np.nonzero(edges == 1)
+        _, stops = np.nonzero(edges == -1)
+        lines.append(np.stack([starts, rows, stops, rows], axis=1))
+    return np.concatenate(lines).reshape(-1, 2, 2).astype(np.float64)
+
+
+def _first_corner(face: shapely.Polygon) -> tuple[int, int]:
+    """Row and column of a face's topmost, of these leftmost, pixel."""
+    corners = shapely.get_coordinates(face.exterior)
+    x, y = corners[np.lexsort(corners.T)[0]]
+    return int(y), int(x)
