@@ -116,6 +116,12 @@ def test_resuming_does_what_is_missing_or_has_changed(places, monkeypatch) -> No
     assert written[2:] == ["s00", "s01", "s02", "s03"]
     run(cohort.store, folder, "b=a")
     assert FeatureStore(cohort.store).read("s02").ratio_classes == ("b",)
+    run(cohort.store, folder, "b=a", "c=x")
+    run(cohort.store, folder, "c=x", "b=a")  # the same classes in another order are other columns
+    swapped = FeatureStore(cohort.store).read("s02")
+    assert swapped.ratio_classes == ("c", "b")
+    assert swapped.ratios is not None
+    assert swapped.ratios.any(axis=0).tolist() == [False, True]
 
 
 def test_slides_without_a_file_are_negative_only_on_request(places) -> None:
