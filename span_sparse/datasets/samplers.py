@@ -9,9 +9,10 @@ gathered predictions drop the repetition by its index.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 from span_sparse.datasets.slide_dataset import EpochIndex
 
@@ -35,6 +36,22 @@ class TrainingSampler(Sampler[EpochIndex]):
         order = torch.randperm(self.num_slides, generator=generator).tolist()
         order += order[: len(self) * self.world_size - self.num_slides]
         return (EpochIndex(index, self.epoch) for index in order[self.rank :: self.world_size])
+
+
+class TrainingBatches(BatchSampler):
+    """Batches of a fixed number of slides, the last one of what is left; a run can go on at any of them."""
+
+    def __init__(self, sampler: TrainingSampler, batch_size: int) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.start = 0
+
+    def set_start(self, batch: int) -> None:
+        """The next iteration leaves out the first `batch` batches of the epoch, which were seen before."""
+        self.start = batch
+
+    def __iter__(self) -> Iterator[list[EpochIndex]]:
+        start, self.start = self.start, 0
+        return islice(super().__iter__(), start, None)
 
 
 class EvaluationSampler(Sampler[int]):
