@@ -212,15 +212,14 @@ def _fit_pitch(
     nominal = knowledge.stated_px0 or knowledge.likely_px0
     if nominal is None:
         raise LatticeError("the coordinates are rounded and the file does not state a step; pass --step")
-    axes = [np.unique(coords[:, axis]) for axis in (0, 1)]
-    pitch = _refined_pitch(axes, nominal)
+    pitch = _refined_pitch(coords, nominal)
     if knowledge.stated_px0 is not None and abs(pitch - nominal) > max(knowledge.slack_px0, 0.5):
         raise LatticeError(
             f"a step of {nominal:g} px is stated, but the coordinates have a pitch of {pitch:.6g} px; correct the "
             f"statement, the µm per pixel, or pass --step {pitch:.6g}"
         )
     step = max(1, round(pitch))
-    origins = np.array([_origin(values, pitch) for values in axes])
+    origins = np.array([_origin(coords[:, axis], pitch) for axis in (0, 1)])
     first = np.rint(origins / pitch)
     first = np.where(np.abs(origins - first * pitch) <= knowledge.tolerance_px0, first, np.floor(origins / pitch))
     start = np.clip(np.rint(origins - first * pitch), 0, step - 1).astype(np.int64)
@@ -245,26 +244,53 @@ def _fit_pitch(
     return _without_collisions(cells, rows, step, (int(start[0]), int(start[1])), report, choices)
 
 
-def _refined_pitch(axes: list[NDArray[np.float64]], nominal: float) -> float:
-    """Least squares of coordinates over their index; gaps are counted one by one, so that no drift adds up."""
+def _refined_pitch(coords: NDArray[np.float64], nominal: float) -> float:
+    """Weighted least squares of coordinates over their index, both axes together."""
     pitch = nominal
     for _ in range(3):
         above = below = 0.0
-        for values in axes:
-            index = np.concatenate([[0.0], np.cumsum(np.rint(np.diff(values) / pitch))])
-            index -= index.mean()
-            above += float((index * (values - values.mean())).sum())
-            below += float((index**2).sum())
+        for axis in (0, 1):
+            values, weights = np.unique(coords[:, axis], return_counts=True)
+            index, regular = _walk(values, weights, pitch)
+            values, weights = values[regular], weights[regular]
+            index -= np.average(index, weights=weights)
+            above += float((weights * index * (values - np.average(values, weights=weights))).sum())
+            below += float((weights * index**2).sum())
         if below:
             pitch = above / below
     return pitch
 
 
+def _walk(
+    values: NDArray[np.float64], weights: NDArray[np.intp], pitch: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The index of each regular value, counted from one to the next so that a drift never adds up to a cell.
+
+    Returns:
+        Indices of the regular values, and which values these are: less than a quarter of the pitch off.
+    """
+    start = int(np.argmax(weights))
+    index: dict[int, float] = {start: 0.0}
+    for direction in (1, -1):
+        last = start
+        for here in range(start + direction, len(values) if direction > 0 else -1, direction):
+            cells = (values[here] - values[last]) / pitch
+            if abs(cells - np.rint(cells)) <= 0.25:
+                index[here] = index[last] + float(np.rint(cells))
+                last = here
+    regular = np.zeros(len(values), bool)
+    regular[list(index)] = True
+    return np.array([index[here] for here in sorted(index)]), regular
+
+
 def _origin(values: NDArray[np.float64], pitch: float) -> float:
-    """Where the first value's cell begins: the centre of the residuals' range."""
-    index = np.rint((values - values[0]) / pitch)
-    offsets = values - index * pitch
-    return float((offsets.min() + offsets.max()) / 2)
+    """Where the lattice begins: the most common value, moved by the median of what remains of the others."""
+    unique, counts = np.unique(values, return_counts=True)
+    anchor = float(unique[np.argmax(counts)])
+    offsets = values - anchor
+    remainders = offsets - np.rint(offsets / pitch) * pitch
+    anchor += float(np.median(remainders))
+    return anchor - float(np.rint((anchor - values.min()) / pitch)) * pitch
 
 
 def _without_collisions(

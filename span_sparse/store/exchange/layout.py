@@ -35,11 +35,13 @@ class ExportSlide:
         record: the slide, in that order.
         columns: the source's own per-patch arrays, when it goes back to the format it came from; else empty.
         attributes: the source's attributes likewise, as `encode` made them, by place.
+        dropped_from: rows the source had, when some were left out; else 0.
     """
 
     record: SlideRecord
     columns: Mapping[str, NDArray[Any]]
     attributes: Mapping[str, Any]
+    dropped_from: int = 0
 
     @property
     def patch_px0(self) -> int:
@@ -47,8 +49,15 @@ class ExportSlide:
         return self.record.lattice.patch_px0
 
     def decoded(self, place: str) -> dict[str, Any]:
-        """The source's attributes of a place, empty when there are none."""
-        return {name: decode(value) for name, value in self.attributes.get(place, {}).items()}
+        """The source's attributes of a place, empty when there are none; per-patch ones without the rows left out."""
+        values = {name: decode(value) for name, value in self.attributes.get(place, {}).items()}
+        rows = self.record.source_rows
+        if not self.dropped_from or rows is None:
+            return values
+        return {
+            name: value[rows[:, 0]] if np.ndim(value) and len(value) == self.dropped_from else value
+            for name, value in values.items()
+        }
 
     def features(self, dtype: type[np.floating[Any]] | None = None) -> NDArray[Any]:
         """The features; of another format that knows one dtype only, widened to it, which loses nothing."""
@@ -105,7 +114,10 @@ def export_slide(record: SlideRecord, format_name: str) -> ExportSlide:
     if imported.get("format") == format_name and record.source_coords is not None:
         columns = unpack_columns(record.source_coords[order], imported["columns"])
         attributes = imported["attributes"]
-    return ExportSlide(_reordered(record, order), columns, attributes)
+    num_rows = imported.get("num_source_rows", 0)
+    return ExportSlide(
+        _reordered(record, order), columns, attributes, num_rows if num_rows != len(record.features) else 0
+    )
 
 
 def _reordered(record: SlideRecord, order: NDArray[np.intp]) -> SlideRecord:
@@ -124,6 +136,7 @@ def _reordered(record: SlideRecord, order: NDArray[np.intp]) -> SlideRecord:
         provenance=record.provenance,
         ratios=None if record.ratios is None else record.ratios[order],
         ratio_classes=record.ratio_classes,
+        source_rows=None if record.source_rows is None else record.source_rows[order],
     )
 
 

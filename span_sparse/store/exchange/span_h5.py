@@ -41,6 +41,7 @@ CELL_PX: Final = 224
 
 _FEATURE_NAMES: Final = ("feats", "x")
 _COORDS_NAMES: Final = ("cords", "pos")
+_ST_GENES: Final = "mol_feats"
 _ST_COLUMNS: Final = ("float_cords", "orig_cords", "total_umi_counts")
 
 
@@ -120,7 +121,8 @@ def _read_pair(files: Files, request: Request, tensors: TensorFiles) -> SourceSl
     with open_hdf5(files[1]) as file:
         columns = {"coords": read_dataset(file, "cords")}
         columns |= {name: read_dataset(file, name) for name in _ST_COLUMNS if name in file}
-        extras, lost = read_extras(file, ("cords", *_ST_COLUMNS))
+        extras, lost = read_extras(file, ("cords", _ST_GENES, *_ST_COLUMNS))
+        lost += [f"{_ST_GENES}: features of another kind"] if _ST_GENES in file else []
     check_rows(features, columns)
     corners, step = _from_cells(check_xy(columns["coords"], "cords"), 1, request)
     return SourceSlide(
