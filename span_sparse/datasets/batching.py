@@ -69,8 +69,8 @@ class TokenBudgetSampler(Sampler[list[EpochIndex]]):
         return [slide for slide, tokens in enumerate(self.num_tokens) if tokens > self.max_tokens]
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch's batches, from the first one on."""
-        self.epoch, self.start = epoch, 0
+        """Chooses the epoch's batches."""
+        self.epoch = epoch
 
     def set_start(self, batch: int) -> None:
         """The next iteration leaves out the first `batch` batches of the epoch, which were seen before."""

@@ -6,23 +6,25 @@ split, a class without training slides, slides that are missing in the store, fe
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
 
 import lightning
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from span_sparse.cohort import read_cohort
+from span_sparse.cohort import CohortTable, read_cohort
 from span_sparse.datasets.augment import AugmentationSettings
 from span_sparse.datasets.batch import SlideSample, collate
 from span_sparse.datasets.batching import TokenBudgetSampler
-from span_sparse.datasets.samplers import EvaluationSampler, TrainingSampler
+from span_sparse.datasets.samplers import EvaluationSampler, TrainingBatches, TrainingSampler
 from span_sparse.datasets.slide_dataset import SlideDataset, SlideItem
+from span_sparse.datasets.splits import DEFAULT_SITE_COLUMN, require_trainable
 from span_sparse.datasets.targets import read_targets
 from span_sparse.datasets.task import AnyTask, ClassificationTask, SegmentationTask
+from span_sparse.datasets.training_loader import TrainingLoader
 from span_sparse.errors import CohortError, ConfigError, StoreError
-from span_sparse.store import FeatureStore
+from span_sparse.store import FeatureStore, LocallyCopiedStore
 
 SPLITS = ("train", "val", "test")
 
@@ -44,7 +46,11 @@ class SlideDataModule(lightning.LightningDataModule):
         num_workers: processes that read ahead; 0 reads in the training process.
         augment: true: a random symmetry of the square for every training slide in every epoch. Settings, for example
             `{token_drop: 0.1}`: mirror, shear and rotation too, annealed over the trainer's `max_epochs`. false: none.
+        cache_dir: folder on a fast disk of the node, for example `$SLURM_TMPDIR`: slides are copied there when they are
+            first read, and read from there afterwards.
         cache_mib: memory for slides that have been read once, per process, in MiB.
+        site_column: column of hospitals or scanners, if the table has it: a site that gives the class away is refused.
+        allow_confounding: such a site is told, not refused.
         seed: of the order of the slides and of the augmentation.
     """
 
@@ -62,7 +68,10 @@ class SlideDataModule(lightning.LightningDataModule):
         max_tokens_per_slide: int | None = None,
         num_workers: int = 0,
         augment: bool | AugmentationSettings = True,
+        cache_dir: str | None = None,
         cache_mib: float = 1024.0,
+        site_column: str = DEFAULT_SITE_COLUMN,
+        allow_confounding: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -78,7 +87,12 @@ class SlideDataModule(lightning.LightningDataModule):
         self.wanted_task: AnyTask = ClassificationTask(label, tuple(class_names or ())) if task is None else task
         self.split_column = split
         self.batch_size, self.num_workers = batch_size, num_workers
+        self.cache_dir = None if cache_dir is None else os.path.expandvars(cache_dir)
+        if self.cache_dir is not None and "$" in self.cache_dir:
+            raise ConfigError(f"cache_dir {cache_dir!r} names a variable that is not set here; set it, or give a path")
+        self.site_column, self.allow_confounding = site_column, allow_confounding
         self.augment, self.cache_mib, self.seed = augment, cache_mib, seed
+        self._slides_per_step = float(batch_size)
         self._task: AnyTask | None = None
         self._datasets: dict[str, SlideDataset] = {}
 
@@ -92,8 +106,8 @@ class SlideDataModule(lightning.LightningDataModule):
 
     @property
     def slides_per_step(self) -> float:
-        """Slides that a process has in a training step as a rule; the last step of an epoch may have fewer."""
-        return float(self.batch_size)
+        """Slides that a process has in a training step as a rule: `batch_size`, or the mean with `max_tokens`."""
+        return self._slides_per_step
 
     def items(self, split: str) -> tuple[SlideItem, ...]:
         """The slides of a split, in the order of the cohort table."""
@@ -104,7 +118,7 @@ class SlideDataModule(lightning.LightningDataModule):
         if self._task is not None:
             return
         self.wanted_task.check()
-        cohort, store = read_cohort(self.cohort_path), FeatureStore(self.store_path)
+        cohort, store = read_cohort(self.cohort_path), self._store()
         cohort.check_no_leakage(self.split_column)
         split_of = cohort.splits(self.split_column)
         task, target_of = read_targets(self.wanted_task, cohort, split_of, self.split_column)
@@ -140,7 +154,28 @@ class SlideDataModule(lightning.LightningDataModule):
                 f"{self.cohort_path}: column {self.split_column!r} must put slides into train and val, "
                 f"found {sorted(set(split_of.values()))}"
             )
+        if isinstance(task, ClassificationTask):
+            self._check_split(cohort, task)
         self._task = task.on(*store.common_identity(list(split_of)))
+        if isinstance(store, LocallyCopiedStore):
+            store.require_room(split_of)
+
+    def _store(self) -> FeatureStore:
+        if self.cache_dir is None:
+            return FeatureStore(self.store_path)
+        return LocallyCopiedStore(self.store_path, Path(self.cache_dir))
+
+    def _check_split(self, cohort: CohortTable, task: ClassificationTask) -> None:
+        """Refuses an empty class and a site that gives the class away."""
+        told = require_trainable(
+            cohort,
+            self.split_column,
+            label=task.column,
+            site_column=self.site_column,
+            allow_confounding=self.allow_confounding,
+        )
+        for problem in told:
+            rank_zero_info(f"warning: {self.cohort_path}, {problem}")
 
     def _check_annotations(self, store: FeatureStore, split_of: dict[str, str], task: SegmentationTask) -> None:
         """Every slide of train and val is annotated, and all that are have the task's classes."""
@@ -160,10 +195,24 @@ class SlideDataModule(lightning.LightningDataModule):
         # a training limited by steps or time has no known number of epochs (None or -1): no annealing
         max_epochs = self.trainer.max_epochs if self.trainer is not None else None
         dataset.num_epochs = max_epochs if max_epochs is not None and max_epochs > 0 else None
+        batches = self._training_batches(dataset)
+        if self.trainer is not None:
+            # Lightning tells the epoch later, when workers have begun to read
+            batches.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        order = {
+            "slides": len(dataset),
+            "processes": self._rank()[1],
+            "batch_size": self.batch_size,
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+        }
+        return TrainingLoader(dataset, batches, order, self.num_workers)
+
+    def _training_batches(self, dataset: SlideDataset) -> TrainingBatches | TokenBudgetSampler:
         rank, world_size = self._rank()
         if self.max_tokens is None:
             sampler = TrainingSampler(len(dataset), seed=self.seed, rank=rank, world_size=world_size)
-            return self._loader(dataset, batch_size=self.batch_size, sampler=sampler)
+            return TrainingBatches(sampler, self.batch_size)
         budget = TokenBudgetSampler(
             dataset.num_tokens(), max_tokens=self.max_tokens, seed=self.seed, rank=rank, world_size=world_size
         )
@@ -173,7 +222,8 @@ class SlideDataModule(lightning.LightningDataModule):
                 f"{self.max_tokens:,} patches, up to {max(budget.num_tokens):,}; each is a batch of its own "
                 "(max_tokens_per_slide would train on a random choice of their patches)"
             )
-        return self._loader(dataset, batch_sampler=budget)
+        self._slides_per_step = len(dataset) / (len(budget) * world_size)
+        return budget
 
     def val_dataloader(self) -> DataLoader[SlideSample]:
         """Validation slides, in order."""
@@ -189,16 +239,14 @@ class SlideDataModule(lightning.LightningDataModule):
         dataset = self._datasets[split]
         rank, world_size = self._rank()
         sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
-        return self._loader(dataset, batch_size=self.batch_size, sampler=sampler)
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-    def _loader(self, dataset: SlideDataset, **batches: Any) -> DataLoader[SlideSample]:
         return DataLoader(
             dataset,
-            **batches,
+            batch_size=self.batch_size,
+            sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
         )
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -84,9 +84,6 @@ def test_it_goes_on_at_any_batch() -> None:
     sampler.set_start(4)
     assert list(sampler) == whole[4:]
     assert list(sampler) == whole  # only once
-    sampler.set_start(4)
-    sampler.set_epoch(4)
-    assert len(list(sampler)) == len(whole)
 
 
 def test_subsampling_is_a_new_choice_in_every_epoch_of_training_and_none_in_evaluation(tiny_cohort) -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule
 
@@ -198,3 +200,62 @@ def test_a_yaml_chooses_the_task_by_its_class(name, settings, task) -> None:
     arguments = {"store": "s", "cohort": "c", "task": chosen}
     data = {"class_path": "span_sparse.datasets.datamodule.SlideDataModule", "init_args": arguments}
     assert parser.instantiate(parser.parse_object({"data": data})).data.wanted_task == task
+
+
+def test_a_class_that_a_side_lacks_is_refused_before_training_and_told_of_the_test_side(tiny_cohort, caplog) -> None:
+    labels = tiny_cohort.frame["label"].tolist()
+    tiny_cohort.change(label=[*labels[:6], *"aaaa", *labels[10:]])
+    with pytest.raises(CohortError, match=r"column 'split': class 'b' has no slide on side val; put patients"):
+        module(tiny_cohort).setup()
+    tiny_cohort.change(label=[*labels[:10], *"a" * 7])
+    data = module(tiny_cohort)
+    with caplog.at_level("INFO"):
+        data.setup()
+    assert "warning: " in caplog.text
+    assert "class 'b' has no slide on side test" in caplog.text
+    tiny_cohort.change(label=labels, split=["train"] * 6 + ["val"] * 4 + ["test", *[""] * 6])
+    module(tiny_cohort, class_names=["a", "b"]).setup()  # labelled slides on no side are nobody's business
+
+
+def test_a_site_that_gives_the_class_away_is_refused_or_told(tiny_cohort, caplog) -> None:
+    tiny_cohort.change(site=["north" if label == "a" else "south" for label in tiny_cohort.frame["label"]])
+    with pytest.raises(
+        CohortError, match=r"class 'a' comes from one site only, 'north' .*allow_confounding: true .*\(an"
+    ):
+        module(tiny_cohort).setup()
+    with caplog.at_level("INFO"):
+        module(tiny_cohort, allow_confounding=True).setup()
+    assert "comes from one site only" in caplog.text
+    caplog.clear()
+    tiny_cohort.change(site=["north", "north", "south", "south"] * 4 + ["north"])
+    with caplog.at_level("INFO"):
+        module(tiny_cohort).setup()
+    assert not caplog.records
+    with pytest.raises(CohortError, match="scanner"):
+        module(tiny_cohort, site_column="scanner").setup()
+
+
+def test_slides_are_copied_to_the_node_s_disk(tiny_cohort, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setenv("FAST_DISK", str(tmp_path / "fast"))
+    plain, data = module(tiny_cohort), module(tiny_cohort, cache_dir="$FAST_DISK/features")
+    for one in (plain, data):
+        one.setup()
+    for ours, theirs in zip(plain.val_dataloader(), data.val_dataloader(), strict=True):
+        assert torch.equal(ours.features, theirs.features)
+    (copies,) = (tmp_path / "fast" / "features").iterdir()
+    assert FeatureStore(copies).slide_ids == ("s06", "s07", "s08", "s09")
+    with pytest.raises(ConfigError, match=r"cache_dir '\$SLURM_TMPDIR_X' names a variable that is not set"):
+        module(tiny_cohort, cache_dir="$SLURM_TMPDIR_X")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(StoreError, match=r"13 slides of .* need .*; name a larger disk"):
+        module(tiny_cohort, cache_dir="$FAST_DISK/features").setup()
+
+
+def test_a_loss_is_weighted_by_the_slides_a_step_has(tiny_cohort) -> None:
+    data = module(tiny_cohort, max_tokens=60, batch_size=2)
+    data.setup()
+    assert data.slides_per_step == 2
+    steps = len(data.train_dataloader())
+    assert data.slides_per_step == 6 / steps

@@ -5,9 +5,11 @@ from span_sparse.datasets.splits.formats import FORMATS, read_split_file
 from span_sparse.datasets.splits.make import SplitPlan, make_splits
 from span_sparse.datasets.splits.summary import SideSummary, summarise
 from span_sparse.datasets.splits.table import SplitFile, SplitFormat, Splits, resolve, split_hash
+from span_sparse.datasets.splits.training import DEFAULT_SITE_COLUMN, require_trainable
 from span_sparse.datasets.splits.writing import write_splits
 
 __all__ = [
+    "DEFAULT_SITE_COLUMN",
     "FORMATS",
     "SideSummary",
     "SplitFile",
@@ -20,6 +22,7 @@ __all__ = [
     "make_splits",
     "read_split_file",
     "read_splits",
+    "require_trainable",
     "resolve",
     "split_hash",
     "summarise",
