@@ -33,7 +33,7 @@ from span_sparse.extract.workers import WorkerPool
 from span_sparse.files import write_atomically
 from span_sparse.grid import LatticeSpec
 from span_sparse.store import FeatureStore, SlideRecord
-from span_sparse.wsi import TissueSettings
+from span_sparse.wsi import TissueSettings, tissue_settings_for
 
 
 def extract_cohort(
@@ -68,7 +68,7 @@ def extract_cohort(
         overwrite: extract again what is there.
         limit: only the first so many slides of the cohort.
         dry_run: open the slides, check file, resolution and store, write nothing; status `pending` means it would run.
-        tissue: how tissue is found.
+        tissue: how tissue is found, where columns of the cohort table do not say otherwise for a slide.
         min_tissue_fraction: least share of tissue of a patch, in (0, 1].
         batch_size: patches that a worker reads at a time.
         max_failed_patches: a slide with more unreadable patches is a failure; 1 % of its patches when None.
@@ -203,7 +203,7 @@ def _find_slides(
     for slide_id in slide_ids:
         try:
             path = cohort.slide_path(slide_id, slides_dir)
-            tissue = settings.tissue
+            tissue = tissue_settings_for(cohort, slide_id, settings.tissue, slides_dir)
             tasks.append(SlideTask(slide_id, cohort.case_of(slide_id), path, cohort.mpp(slide_id), tissue))
         except SpanError as error:
             missing.append(SlideStatus(slide_id, FAILED, str(error)))

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from span_sparse.cli.extract import build_parser, run
-from span_sparse.errors import CohortError, ConfigError
+from span_sparse.errors import CohortError, ConfigError, StoreError
 from span_sparse.store import FeatureStore, validate_store
 
 SLIDES = Path(__file__).parents[3] / "shared" / "slides"
@@ -38,7 +38,7 @@ def test_options_are_pinned():
     assert options == {
         "cohort", "slides", "store", "patch_size", "target_mpp", "min_tissue", "batch_size", "workers", "limit",
         "overwrite", "dry_run", "skip_errors", "encoder", "encoder_weights", "device", "precision", "shard",
-        "max_failed_patches", "allow_upsampling",
+        "max_failed_patches", "tissue", "allow_upsampling",
     }  # fmt: skip
 
 
@@ -88,3 +88,43 @@ def test_real_slides(tmp_path, slide_id, options, num_patches, capsys):
     assert record.features.std(axis=0).mean() > 0.01
     assert validate_store(store) == []
     assert f"│ {num_patches} " in capsys.readouterr().out
+
+
+def test_tissue_settings_of_the_run_and_of_a_slide(places, tmp_path):
+    (tmp_path / "cohort.csv").write_text("slide_id,reject_folds,tissue_method\na,,\nb,yes,otsu\n")
+    assert extract(*places, "--tissue.method", "hed", "--tissue.min_object_mm2", "0.02") == 0
+    store = FeatureStore(tmp_path / "out" / "store")
+    kept = {name: store.metadata(name).provenance for name in ("a", "b")}
+    assert [kept[name]["tissue"]["method"] for name in ("a", "b")] == ["hed", "otsu"]
+    assert [kept[name]["tissue"]["reject_folds"] for name in ("a", "b")] == [False, True]
+    assert kept["a"]["tissue"]["min_object_mm2"] == 0.02
+    assert [kept[name]["tissue_overrides"] for name in ("a", "b")] == [[], ["method", "reject_folds"]]
+
+
+def test_a_changed_override_is_extracted_again_and_a_changed_run_is_refused(places, tmp_path, capsys):
+    table = tmp_path / "cohort.csv"
+    table.write_text("slide_id,reject_folds\na,\nb,yes\n")
+    assert extract(*places) == 0
+    table.write_text("slide_id,reject_folds\na,\nb,no\n")
+    capsys.readouterr()
+    assert extract(*places) == 0
+    assert "extracted            │ 1" in (shown := capsys.readouterr().out)
+    assert "in the store already │ 1" in shown
+    with pytest.raises(StoreError, match="tissue reject_folds: True != False"):
+        extract(*places, "--tissue.reject_folds", "true")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--tissue.colour", "red"], "expected a name of: thumbnail_mpp"),
+        (["--tissue.reject_folds", "3"], "expected a value like False"),
+        (["--tissue.min_object_mm2", "large"], "expected a value like 0.01"),
+        (["--tissue.method", "magic"], "magic"),
+        (["--shard", "3"], "--shard"),
+        (["--max-failed-patches", "few"], "--max-failed-patches"),
+    ],
+)
+def test_options_that_cannot_work(places, option, words):
+    with pytest.raises(ConfigError, match=words):
+        extract(*places, *option)
