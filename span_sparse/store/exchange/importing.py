@@ -25,6 +25,9 @@ from span_sparse.store.exchange.source import ImportSettings, Request, TensorFil
 from span_sparse.store.reader import FeatureStore, identity_differences
 from span_sparse.store.schema import SlideMetadata, SlideRecord, raise_problems
 
+_UNEXPECTED = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
+"""What reading a file raises whose parts are of other kinds than its format says."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImportOutcome:
@@ -175,6 +178,11 @@ def _import_one(
         return there, True
     try:
         record = assemble(plan.format.read(files, request, tensors), request, plan.format.name, described)
+    except _UNEXPECTED as error:
+        kind = type(error).__name__
+        raise ExchangeError(
+            f"{files[0]} is not what format {plan.format.name} says ({kind}: {error}); did another program write it?"
+        ) from error
     except SpanError as error:
         message = str(error)
         named = any(str(path) in message for path in files)

@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from span_sparse.errors import ExchangeError
+from span_sparse.errors import ExchangeError, StoreError
 from span_sparse.store.exchange.hdf5 import members, open_hdf5
 from span_sparse.store.exchange.source import Request, SourceSlide, TensorFiles, decode, unpack_columns
 from span_sparse.store.schema import SlideRecord
+from span_sparse.store.shard import read_json
 
 IMPORTED: Final = "imported"
 """Key of a slide's provenance under which its source is described."""
@@ -52,7 +53,7 @@ class ExportSlide:
         """The source's attributes of a place, empty when there are none; per-patch ones without the rows left out."""
         values = {name: decode(value) for name, value in self.attributes.get(place, {}).items()}
         rows = self.record.source_rows
-        if not self.dropped_from or rows is None:
+        if place != "extras" or not self.dropped_from or rows is None:
             return values
         return {
             name: value[rows[:, 0]] if np.ndim(value) and len(value) == self.dropped_from else value
@@ -138,6 +139,21 @@ def _reordered(record: SlideRecord, order: NDArray[np.intp]) -> SlideRecord:
         ratio_classes=record.ratio_classes,
         source_rows=None if record.source_rows is None else record.source_rows[order],
     )
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a file.
+
+    Raises:
+        ExchangeError: it is missing, too large, or something else.
+    """
+    try:
+        document = read_json(path)
+    except StoreError as error:
+        raise ExchangeError(f"{path} cannot be read as JSON") from error
+    if not isinstance(document, dict):
+        raise ExchangeError(f"{path} holds a JSON {type(document).__name__}, expected an object")
+    return document
 
 
 def list_files(folder: Path, suffix: str, pattern: str = "**/*") -> dict[str, Path]:

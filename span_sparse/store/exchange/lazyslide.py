@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from span_sparse.errors import ExchangeError
 from span_sparse.store.exchange.lattice_step import StepKnowledge
-from span_sparse.store.exchange.layout import ExportSlide, Files, Format, check_features
+from span_sparse.store.exchange.layout import ExportSlide, Files, Format, check_features, read_json_object
 from span_sparse.store.exchange.lazyslide_writer import write_spatialdata
 from span_sparse.store.exchange.source import Request, SourceSlide, Stated, TensorFiles
-from span_sparse.store.shard import read_json
 
 MAX_COMPRESSION: Final = 200
 _CODECS: Final = {"bytes", "zstd", "gzip", "blosc", "crc32c", "sharding_indexed"}
@@ -48,7 +47,7 @@ def _read(files: Files, request: Request, tensors: TensorFiles) -> SourceSlide:
     root = files[0]
     if link := next((path for path in root.rglob("*") if path.is_symlink()), None):
         raise ExchangeError(f"{link} is a link; refused, copy the data into the store")
-    attributes: dict[str, Any] = read_json(root / "zarr.json").get("attributes", {})
+    attributes: dict[str, Any] = read_json_object(root / "zarr.json").get("attributes", {})
     properties, specs = attributes.get("slide_properties") or {}, attributes.get("tile_spec") or {}
     table, tiles = _table(root, list(specs), request)
     spec = specs.get(tiles, {})
@@ -92,7 +91,7 @@ def _table(root: Path, tile_keys: list[str], request: Request) -> tuple[Path, st
 
 def _read_array(path: Path) -> NDArray[Any]:
     """An array of numbers in codecs that run nothing, after comparing its size with that of its files."""
-    document = read_json(path / "zarr.json")
+    document = read_json_object(path / "zarr.json")
     try:
         codecs = {codec["name"] for codec in document["codecs"]}
         shape = [int(extent) for extent in document["shape"]]

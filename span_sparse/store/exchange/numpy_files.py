@@ -7,6 +7,7 @@ a member of an archive may not unpack to many times its size. `numpy.load` alloc
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import IO, Any, Final
@@ -72,7 +73,7 @@ def _read(file: IO[bytes], size: int, where: str) -> NDArray[Any]:
             )
         data = file.read(num_bytes)
         array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, tokenize.TokenError) as error:
         raise ExchangeError(f"{where} is not an array in NumPy's format: {error}") from error
     return np.array(array, dtype=dtype.newbyteorder("="), order="C")
 

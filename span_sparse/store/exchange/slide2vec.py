@@ -24,6 +24,7 @@ from span_sparse.store.exchange.layout import (
     check_rows,
     list_files,
     one_folder,
+    read_json_object,
 )
 from span_sparse.store.exchange.numpy_files import read_npz, write_npz
 from span_sparse.store.exchange.source import (
@@ -34,7 +35,6 @@ from span_sparse.store.exchange.source import (
     TensorFiles,
     encode,
 )
-from span_sparse.store.shard import read_json
 
 
 def _find(folder: Path) -> dict[str, Files]:
@@ -58,7 +58,7 @@ def _read(files: Files, request: Request, tensors: TensorFiles) -> SourceSlide:
     cut = read_npz(files[1])
     if not {"x", "y"} <= set(cut):
         raise ExchangeError(f"{files[1]} has the arrays {', '.join(cut)}, expected x and y")
-    meta: dict[str, Any] = read_json(files[-1]) if files[-1].suffix == ".json" else {}
+    meta: dict[str, Any] = read_json_object(files[-1]) if files[-1].suffix == ".json" else {}
     space = str(meta.get("coordinate_space", "level_0"))
     if "0" not in space:
         raise ExchangeError(f"{files[-1]}: coordinates are in {space!r}, expected those of level 0")

@@ -23,10 +23,10 @@ from span_sparse.store.exchange.layout import (
     check_rows,
     check_xy,
     list_files,
+    read_json_object,
 )
 from span_sparse.store.exchange.numpy_files import read_npy, read_npz, write_npy, write_npz
 from span_sparse.store.exchange.source import Request, SourceSlide, Stated, TensorFiles
-from span_sparse.store.shard import read_json
 
 CONFIG: Final = "bags_config.json"
 
@@ -54,7 +54,7 @@ def _read(files: Files, request: Request, tensors: TensorFiles) -> SourceSlide:
         raise ExchangeError(f"{files[1]} has no array 'arr_0'")
     columns = {"coords": centres}
     check_rows(features, columns)
-    config: dict[str, Any] = read_json(files[-1]) if files[-1].name == CONFIG else {}
+    config: dict[str, Any] = read_json_object(files[-1]) if files[-1].name == CONFIG else {}
     mpp = request.slide_mpp()
     tile_um, tile_px = config.get("tile_um"), config.get("tile_px")
     stated = Stated(int(float(tile_um) / mpp.value), "tile_um / mpp") if isinstance(tile_um, (int, float)) else None
@@ -105,7 +105,7 @@ def _write(slide: ExportSlide, folder: Path, tensors: TensorFiles) -> None:
 def _write_config(path: Path, config: dict[str, Any]) -> None:
     """One file says it for all slides of the folder; where tiles have other sizes they need another folder."""
     if path.is_file():
-        there = read_json(path)
+        there = read_json_object(path)
         wrong = [key for key in ("extractor", "num_features", "tile_px") if there.get(key) != config.get(key)]
         wide = [float(values.get("tile_um") or 0) for values in (there, config)]
         if wrong or abs(wide[0] - wide[1]) > 0.02 * max(wide):
