@@ -3,16 +3,19 @@
 LightningCLI does the parsing and the training. Ours besides:
 
 1. One run folder, `trainer.default_root_dir`: checkpoints, logs, the resolved configuration, predictions and metrics
-   lie in it unless the YAML says otherwise. Fitting into the same folder again replaces the run that was there.
+   lie in it unless the YAML says otherwise. Fitting into the same folder again replaces the run that was there, or goes
+   on with it if it was interrupted.
 2. Metrics of several processes are computed on unpadded shares (Lightning's own distributed sampler is off).
 3. After `fit` the best checkpoint is tested once on the test split, with intervals, and what was written is printed.
 4. Checkpoints are read as data (`weights_only`), whoever wrote them.
 5. A misspelt setting is one line.
+6. SIGUSR1 and SIGTERM end the training with a checkpoint; under SLURM the job comes back and goes on.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,6 +30,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from span_sparse.cli.option_errors import explain
+from span_sparse.cli.requeue import requeue, slurm_job
 from span_sparse.cli.run_folder import METRICS_FILE, SaveResolvedConfig, summary
 from span_sparse.datasets import AnyTask
 from span_sparse.errors import ConfigError
@@ -34,6 +38,7 @@ from span_sparse.models import NetworkConfig
 from span_sparse.training import SlideClassifier
 from span_sparse.training.checkpoint import checked_checkpoint
 from span_sparse.training.prediction import prediction_frame
+from span_sparse.training.preemption import Interrupted, make_preemptible, resume_path
 
 SUBCOMMANDS = ("fit", "validate", "test")
 DEFAULT_RUN_DIR = "runs/default"
@@ -73,6 +78,8 @@ class SpanCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         arguments = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "fit":
+            arguments["ckpt_path"] = self._resumed_from()
         if arguments.get("ckpt_path") not in (None, "best", "last"):
             checked_checkpoint(Path(arguments["ckpt_path"]))
         return {**arguments, "weights_only": True}
@@ -88,7 +95,19 @@ class SpanCLI(LightningCLI):
             kwargs["logger"] = CSVLogger(save_dir=run_dir, name="logs")
         elif settings["logger"] is None:
             kwargs["logger"] = False
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        make_preemptible(trainer)
+        return trainer
+
+    def _resumed_from(self) -> Any:
+        """The checkpoint that was given, or else that of an interrupted run in the run folder, or None."""
+        interrupted = resume_path(Path(self.trainer.default_root_dir))
+        return self._get(self.config, "ckpt_path") or (str(interrupted) if interrupted.exists() else None)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        super()._run_subcommand(subcommand)
+        if subcommand == "fit" and self.trainer.is_global_zero:
+            resume_path(Path(self.trainer.default_root_dir)).unlink(missing_ok=True)
 
     def before_fit(self) -> None:
         """Says what is about to happen on which device, and removes the results of the run that is replaced."""
@@ -96,7 +115,7 @@ class SpanCLI(LightningCLI):
         devices = (
             f"{self.trainer.num_devices} × {self.trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}"
         )
-        resumed = self._get(self.config, "ckpt_path")
+        resumed = self._resumed_from()
         earlier = (run_dir / "config.yaml").exists()
         what = f", continuing from {resumed}" if resumed else ", replacing the earlier run there" if earlier else ""
         self._print(f"training on {devices}; run folder {run_dir}{what}")
@@ -181,6 +200,7 @@ def main(args: list[str]) -> int:
 
     Raises:
         SpanError: bad input.
+        SystemExit: told to stop; 0 if the SLURM job comes back, otherwise 138 for SIGUSR1 and 143 for SIGTERM.
     """
     enable_network_classes()
     with warnings.catch_warnings():
@@ -203,9 +223,29 @@ def main(args: list[str]) -> int:
                 },
                 args=None if args == sys.argv[1:] else args,
             )
+        except Interrupted as interrupted:
+            sys.exit(_leave(interrupted))
         except MisconfigurationException as error:  # devices that are not there, a metric that nobody logs, ...
             raise ConfigError(" ".join(str(error).split())) from error
     return 0
+
+
+def _leave(interrupted: Interrupted) -> int:
+    """Has the job come back, or says how to go on; the exit code."""
+    if not interrupted.is_first_process:
+        return 0
+    job = slurm_job(os.environ)
+    reason = "" if job is None else requeue(job)
+    stopped = f"stopped by {interrupted.signal} after writing {interrupted.checkpoint}"
+    if job is not None and not reason:
+        print(f"{stopped}; SLURM job {job} comes back and goes on there", file=sys.stderr)
+        return 0
+    alone = f"; SLURM job {job} does not come back: {reason}" if reason else ""
+    print(
+        f"{stopped}{alone}. The same command goes on there; without that file it starts anew",
+        file=sys.stderr,
+    )
+    return int(interrupted.code or 0)
 
 
 def enable_network_classes() -> None:

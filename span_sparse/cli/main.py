@@ -23,10 +23,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Final
 
 from span_sparse.errors import SpanError
+from span_sparse.signals import noted
 
 VERBS: Final = (
     "inspect", "extract", "import", "annotate", "validate", "splits", "evaluate", "export", "convert-weights",
@@ -109,8 +111,9 @@ def _lightning(arguments: Sequence[str]) -> int:
 
 def _training(arguments: Sequence[str]) -> int:
     """Hand a verb and its options to LightningCLI."""
-    fit = importlib.import_module("span_sparse.cli.fit")
-    return int(fit.main(list(arguments)) or 0)
+    with noted() if arguments[0] == "fit" else nullcontext():  # the import takes seconds, and a signal may come then
+        fit = importlib.import_module("span_sparse.cli.fit")
+        return int(fit.main(list(arguments)) or 0)
 
 
 def _other_lightning() -> tuple[str, Callable[[], int | None]] | None:
