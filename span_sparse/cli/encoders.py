@@ -107,7 +107,7 @@ def _show(name: str) -> None:
 
 
 def _rows_of_network(spec: EncoderSpec) -> dict[str, str]:
-    from span_sparse.extract.encoders.weights import how_to_get
+    from span_sparse.extract.encoders.finding import how_to_get
 
     transform = spec.transform
     resize = f"resize to {transform.resize_px} px ({transform.interpolation}), " if transform.resize_px else ""
@@ -141,7 +141,7 @@ def _usable(spec: EncoderSpec) -> str:
     from importlib.util import find_spec
 
     from span_sparse.errors import ConfigError
-    from span_sparse.extract.encoders.weights import find_weights
+    from span_sparse.extract.encoders.finding import find_weights
 
     missing = [name for name in ("timm", "safetensors", "huggingface_hub") if find_spec(name) is None]
     if missing:

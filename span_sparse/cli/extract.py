@@ -39,8 +39,10 @@ def build_parser() -> ArgumentParser:
     add("--cohort", type=Path, required=True, help="table of the slides (CSV with slide_id, ...)")
     add("--slides", type=Path, required=True, help="folder of the slide files")
     add("--store", type=Path, required=True, help="folder of the store, created when missing")
-    add("--encoder", type=str, default="stain-texture", help="what turns patches into features")
+    add("--encoder", type=str, default="stain-texture", help="what turns patches into features (`span encoders`)")
     add("--encoder-weights", type=Path | None, default=None, help="file or folder of its weights (default: the cache)")
+    add("--download", action="store_true", help="fetch weights that are not on this machine")
+    add("--trust-program", action="store_true", help="load an --encoder *.pt2 or *.ts, which can run its author's code")
     add("--device", type=str, default="cpu", help="cpu, cuda or cuda:N, where the encoder works")
     add("--precision", type=str | None, default=None, help="float16 or float32 features (default: the encoder's)")
     add("--patch-size", type=int | None, default=None, help="pixels (default: the encoder's)")
@@ -89,6 +91,8 @@ def run(args: Namespace) -> int:
         precision=args.precision,
         input_size_px=args.patch_size,
         mpp=args.target_mpp,
+        allow_download=args.download,
+        trust_program=args.trust_program,
     )
     statuses = extract_cohort(
         cohort,

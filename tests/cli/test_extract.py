@@ -38,7 +38,7 @@ def test_options_are_pinned():
     assert options == {
         "cohort", "slides", "store", "patch_size", "target_mpp", "min_tissue", "batch_size", "workers", "limit",
         "overwrite", "dry_run", "skip_errors", "encoder", "encoder_weights", "device", "precision", "shard",
-        "max_failed_patches", "tissue", "allow_upsampling",
+        "max_failed_patches", "tissue", "allow_upsampling", "download", "trust_program",
     }  # fmt: skip
 
 

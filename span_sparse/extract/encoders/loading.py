@@ -52,7 +52,7 @@ def load_encoder(
         trust_program: load a program although that can run code of whoever wrote it.
 
     Returns:
-        The encoder; picklable. A network is loaded when the first patch comes, its weights file is checked now.
+        The encoder; picklable. The weights file is checked now, a network is made of it when the first patch comes.
 
     Raises:
         ConfigError: no such encoder, or it cannot be used with these settings.
@@ -124,12 +124,13 @@ def _network(
     mpp: float | None,
     allow_download: bool,
 ) -> TorchEncoder:
+    from span_sparse.extract.encoders.finding import find_weights
     from span_sparse.extract.encoders.torch_encoder import TorchEncoder, check_settings, stored_precision
-    from span_sparse.extract.encoders.weights import NetworkOf, WeightsFile, check_against_config, find_weights
+    from span_sparse.extract.encoders.weights import NetworkOf, WeightsFile, check_weights
 
     check_settings(device, precision)
     path = find_weights(spec, weights, allow_download=allow_download)
-    check_against_config(spec, path.parent)
+    check_weights(spec, path)
     file = WeightsFile.of(path)
     coarse = "+bfloat16" if precision == "bfloat16" else ""
     identity = EncoderIdentity(

@@ -48,7 +48,9 @@ def ctranspath(**settings: Any) -> nn.Module:
     Raises:
         ConfigError: timm is missing.
     """
-    return timm_model("swin_tiny_patch4_window7_224", embed_layer=ConvolutionalStem, **settings)
+    # without timm's own initialisation, which in some releases asks the stem for a single weight
+    fixed: dict[str, Any] = {"embed_layer": ConvolutionalStem, "weight_init": "skip"}
+    return timm_model("swin_tiny_patch4_window7_224", **(fixed | settings))
 
 
 class ConvolutionalStem(nn.Module):

@@ -1,12 +1,11 @@
-"""Where are an encoder's weights, are they the right ones, and can they be read without running code?
+"""Are these the right weights, and can they be read without running code?
 
-1. Find: the file or folder the user gave, else the Hugging Face cache of this machine. Nothing is downloaded unless
-   that was asked for; a cluster node without a connection gets an answer at once instead of a time-out.
-2. Name: the SHA-256 of the file goes into the identity, so that other weights are another encoder.
-3. Read: safetensors, or pickled tensors in torch's restricted mode (`weights_only=True`).
-4. Fit: every tensor of the network from the file, none left over.
+1. Name: the SHA-256 of the file goes into the identity, so that other weights are another encoder.
+2. Read: safetensors, or pickled tensors in torch's restricted mode (`weights_only=True`).
+3. Fit: every tensor of the network from the file, none left over; nothing beside them that says otherwise.
 
-When weights are not there the answer is three lines: where to ask, how to fetch them elsewhere, how to pass them here.
+Fit is checked before a run as well, on a network without numbers: a thousand slides that fail for one reason help
+nobody.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from span_sparse.extract.encoders.catalogue import SPECS, EncoderSpec
 from span_sparse.extract.encoders.libraries import library
 
 PICKLED: Final = (".bin", ".pt", ".pth")
-SUFFIXES: Final = (".safetensors", *PICKLED)
 _MAX_CONFIG_BYTES: Final = 2**20
 _WRAPPERS: Final = ("model", "state_dict")
 
@@ -94,91 +92,6 @@ class NetworkOf:
         return lambda inputs: spec.read(network, inputs)
 
 
-def find_weights(spec: EncoderSpec, weights: Path | None, *, allow_download: bool = False) -> Path:
-    """The weights file of an encoder.
-
-    Args:
-        spec: the encoder.
-        weights: file or folder the user gave; None: the Hugging Face cache.
-        allow_download: fetch what is not in the cache.
-
-    Raises:
-        ConfigError: none is there; three lines say how to get it.
-    """
-    if weights is not None:
-        return _given(spec, weights)
-    if spec.repository:
-        hub = library("huggingface_hub")
-        for name in spec.files:
-            cached = hub.try_to_load_from_cache(spec.repository, name)
-            if isinstance(cached, str):
-                return Path(cached)
-        if allow_download:
-            return _download(spec, hub)
-    raise ConfigError(how_to_get(spec, "no weights here"))
-
-
-def how_to_get(spec: EncoderSpec, what: str) -> str:
-    """Three lines that lead to the weights.
-
-    Args:
-        spec: the encoder.
-        what: is wrong, the start of the first line.
-    """
-    if not spec.repository:
-        fetch = f"2. download {spec.files[0]} from there, on any machine, into a folder"
-    else:
-        login = "hf auth login && " if spec.gated else ""
-        fetch = (
-            f"2. on a machine with a connection: {login}hf download {spec.repository} {spec.files[0]} "
-            f"--local-dir {spec.name}"
-        )
-    verb = "ask for access" if spec.gated else "read the terms"
-    return "\n".join(
-        (
-            f"{spec.name}: {what}. 1. {verb} at {spec.source} ({spec.licence})",
-            fetch,
-            f"3. here: --encoder {spec.name} --encoder-weights FOLDER (the folder that was downloaded)",
-        )
-    )
-
-
-def _given(spec: EncoderSpec, weights: Path) -> Path:
-    if weights.is_file():
-        if weights.suffix not in SUFFIXES:
-            raise ConfigError(f"{weights}: expected a weights file, one of *{', *'.join(SUFFIXES)}")
-        return weights
-    if not weights.is_dir():
-        raise ConfigError(how_to_get(spec, f"no file or folder {weights}"))
-    for name in spec.files:
-        if (weights / name).is_file():
-            return weights / name
-    found = sorted(path for path in weights.iterdir() if path.suffix in SUFFIXES and path.is_file())
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise ConfigError(how_to_get(spec, f"no weights in {weights} (expected {' or '.join(spec.files)})"))
-    raise ConfigError(
-        f"{weights}: {len(found)} weights files ({', '.join(path.name for path in found[:3])}, ...), expected "
-        f"{' or '.join(spec.files)}; name the file"
-    )
-
-
-def _download(spec: EncoderSpec, hub: Any) -> Path:
-    errors = library("huggingface_hub.errors")
-    for name in spec.files:
-        try:
-            return Path(hub.hf_hub_download(spec.repository, name))
-        except (errors.EntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
-            # without a connection the library also says "entry not found", but of its cache
-            absent = isinstance(error, errors.EntryNotFoundError)
-            if absent and not isinstance(error, errors.LocalEntryNotFoundError):
-                continue
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ConfigError(how_to_get(spec, f"the download failed ({reason.rstrip('.')})")) from error
-    raise ConfigError(how_to_get(spec, f"{spec.repository} holds none of {', '.join(spec.files)}"))
-
-
 def load_network(spec: EncoderSpec, path: Path) -> nn.Module:
     """Build a network and fill it.
 
@@ -192,6 +105,25 @@ def load_network(spec: EncoderSpec, path: Path) -> nn.Module:
     Raises:
         ConfigError: a library is missing, the file cannot be read, or its tensors are not the network's.
     """
+    network, state = _empty_network_and_state(spec, path)
+    network.load_state_dict(state, assign=True)
+    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
+        network = spec.build()  # tables that are computed, not saved
+        network.load_state_dict(state)
+    return network.float().eval().requires_grad_(False)
+
+
+def check_weights(spec: EncoderSpec, path: Path) -> None:
+    """Refuse weights that do not fit, before any slide is read and without filling a network.
+
+    Raises:
+        ConfigError: as `load_network`, or a configuration beside them contradicts the table.
+    """
+    check_against_config(spec, path.parent)
+    _empty_network_and_state(spec, path)
+
+
+def _empty_network_and_state(spec: EncoderSpec, path: Path) -> tuple[nn.Module, dict[str, Tensor]]:
     with torch.device("meta"):  # without initialising a billion numbers that are replaced at once
         network = spec.build()
     try:
@@ -199,11 +131,7 @@ def load_network(spec: EncoderSpec, path: Path) -> nn.Module:
     except KeyError as error:
         raise ConfigError(f"{path}: not the weights of {spec.name} ({spec.source}): no {error.args[0]}") from error
     _check_fit(spec, path, network, state)
-    network.load_state_dict(state, assign=True)
-    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
-        network = spec.build()  # tables that are computed, not saved
-        network.load_state_dict(state)
-    return network.float().eval().requires_grad_(False)
+    return network, state
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -216,11 +144,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ConfigError: it cannot be read, or holds anything but tensors.
     """
     try:
-        content: Any
-        if path.suffix == ".safetensors":
-            content = library("safetensors.torch").load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        is_pickled = path.suffix in PICKLED
+        content: Any = _unpickle(path) if is_pickled else library("safetensors.torch").load_file(path)
     except UnpicklingError as error:
         raise ConfigError(
             f"{path}: it is damaged or holds more than tensors, which would run code; expected weights saved with "
@@ -237,6 +162,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError(f"{path}: expected named tensors, found other content; it is not a weights file")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _unpickle(path: Path) -> Any:
+    with path.open("rb") as stream:
+        mapped = stream.read(2) == b"PK"  # files of torch 1.5 and older cannot be mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _check_fit(spec: EncoderSpec, path: Path, network: nn.Module, state: dict[str, Tensor]) -> None:

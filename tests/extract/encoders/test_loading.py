@@ -85,6 +85,14 @@ def test_what_changes_vectors_changes_the_identity(small, random_weights, tmp_pa
     assert identities[3].revision == identities[0].revision + "+bfloat16"
 
 
+def test_weights_that_do_not_fit_are_found_before_the_run(small, random_weights, tmp_path) -> None:
+    spec = small("uni_v1")
+    folder = write_weights(spec, random_weights(spec), tmp_path)
+    small("hoptimus0")
+    with pytest.raises(ConfigError, match="not the weights of hoptimus0"):
+        load_encoder("hoptimus0", weights=folder / "model.safetensors")
+
+
 def test_contradicting_configurations_are_found_before_the_run(small, random_weights, tmp_path) -> None:
     spec = small("uni_v1")
     folder = write_weights(spec, random_weights(spec), tmp_path)

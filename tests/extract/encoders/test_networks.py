@@ -215,6 +215,15 @@ def test_weights_of_the_old_swin(small, random_weights) -> None:
     assert spec.convert(dict(found)).keys() == found.keys()  # saved by a present timm
 
 
+def test_tables_of_the_swin_are_those_of_timm(timm) -> None:
+    """They are computed, not loaded, and must not be left out with the initialisation of the weights."""
+    ours, theirs = SPECS["ctranspath"].build(), timm.create_model("swin_tiny_patch4_window7_224")
+    tables = {name: table for name, table in theirs.named_buffers() if "attn" in name}
+    assert len(tables) > 12
+    found = dict(ours.named_buffers())
+    assert all(torch.equal(found[name], table) for name, table in tables.items())
+
+
 def test_the_stem_of_ctranspath_by_hand() -> None:
     stem = networks.ConvolutionalStem(16, embed_dim=16, norm_layer=torch.nn.LayerNorm).eval()
     assert stem.grid_size == (4, 4)
