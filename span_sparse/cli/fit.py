@@ -27,11 +27,11 @@ from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 
 from span_sparse.cli.option_errors import explain
 from span_sparse.cli.requeue import requeue, slurm_job
-from span_sparse.cli.run_folder import METRICS_FILE, SaveResolvedConfig, summary
+from span_sparse.cli.run_folder import METRICS_FILE, summary
+from span_sparse.cli.run_record import RUN_FILE, RunRecorder, default_loggers
 from span_sparse.datasets import AnyTask
 from span_sparse.errors import ConfigError
 from span_sparse.models import NetworkConfig
@@ -92,7 +92,7 @@ class SpanCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((run_dir / "checkpoints").absolute())
         if settings["logger"] is None and self.subcommand == "fit":
-            kwargs["logger"] = CSVLogger(save_dir=run_dir, name="logs")
+            kwargs["logger"] = default_loggers(run_dir)
         elif settings["logger"] is None:
             kwargs["logger"] = False
         trainer = super().instantiate_trainer(**kwargs)
@@ -108,6 +108,8 @@ class SpanCLI(LightningCLI):
         super()._run_subcommand(subcommand)
         if subcommand == "fit" and self.trainer.is_global_zero:
             resume_path(Path(self.trainer.default_root_dir)).unlink(missing_ok=True)
+            if recorder := RunRecorder.of(self.trainer):
+                recorder.finish(self.trainer)
 
     def before_fit(self) -> None:
         """Says what is about to happen on which device, and removes the results of the run that is replaced."""
@@ -121,6 +123,8 @@ class SpanCLI(LightningCLI):
         self._print(f"training on {devices}; run folder {run_dir}{what}")
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             (run_dir / METRICS_FILE).unlink(missing_ok=True)  # its presence says that a run is complete
+            if not resumed:
+                (run_dir / RUN_FILE).unlink(missing_ok=True)
 
     def after_fit(self) -> None:
         """Tests the best checkpoint on the test split, if there is one."""
@@ -157,16 +161,13 @@ class SpanCLI(LightningCLI):
 
     def _about(self) -> dict[str, Any]:
         """Which weights were tested and how they were chosen."""
-        saved = self.trainer.checkpoint_callback
-        rule = None
-        if self.subcommand == "fit" and isinstance(saved, ModelCheckpoint) and saved.monitor is not None:
-            rule = (
-                f"{'lowest' if saved.mode == 'min' else 'highest'} {saved.monitor} of {self.trainer.max_epochs} epochs"
-            )
+        recorder = RunRecorder.of(self.trainer)
         return {
             "checkpoint": str(self.trainer.ckpt_path) if self.trainer.ckpt_path else None,
-            "selected_by": rule,
             "seed": self._get(self.config, "seed_everything"),
+            "split_hash": recorder.split_hash if recorder else None,
+            "selected_by": None,
+            **(recorder.selection if recorder else {}),
         }
 
     def _print(self, text: str) -> None:
@@ -211,7 +212,7 @@ def main(args: list[str]) -> int:
                 lightning.LightningDataModule,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
-                save_config_callback=SaveResolvedConfig,
+                save_config_callback=RunRecorder,
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
                 parser_class=SpanParser,

@@ -24,7 +24,9 @@ class Malicious:
 
 
 def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """Paths below a folder; TensorBoard's end with the time."""
+    paths = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return {re.sub(r"(events\.out\.tfevents)\..*", r"\1", path) for path in paths}
 
 
 @pytest.mark.parametrize("name", ["lightning", "span"])
@@ -33,8 +35,9 @@ def test_fit_from_a_yaml_to_tested_predictions(command, fit_yaml, tiny_cohort, t
     run = tmp_path / "run"
     assert files(run) == {
         "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "confusion.png", "confusion.svg",
-        "logs/version_0/hparams.yaml", "logs/version_0/metrics.csv", "metrics.json", "predictions.csv", "roc.png",
-        "roc.svg",
+        "environment.json", "history.csv", "logs/version_0/hparams.yaml", "logs/version_0/metrics.csv", "metrics.json",
+        "predictions.csv", "roc.png", "roc.svg", "run.json", "tensorboard/version_0/events.out.tfevents",
+        "tensorboard/version_0/hparams.yaml",
     }  # fmt: skip
     shown = capsys.readouterr().out
     metrics = json.loads((run / "metrics.json").read_text())
@@ -70,7 +73,10 @@ def test_the_same_seed_gives_the_same_run_and_a_re_run_replaces_it(command, fit_
     shown = capsys.readouterr()
     assert "replacing the earlier run there" in shown.out
     assert "not empty" not in shown.err
-    assert files(run) == names | {"logs/version_1/hparams.yaml", "logs/version_1/metrics.csv"}
+    assert files(run) == names | {
+        "logs/version_1/hparams.yaml", "logs/version_1/metrics.csv", "tensorboard/version_1/events.out.tfevents",
+        "tensorboard/version_1/hparams.yaml",
+    }  # fmt: skip
     assert command("span", "fit", "--config", fit_yaml, "--seed_everything", 2) == 0
     assert (run / "predictions.csv").read_bytes() != first
 

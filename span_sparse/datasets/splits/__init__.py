@@ -5,7 +5,7 @@ from span_sparse.datasets.splits.formats import FORMATS, read_split_file
 from span_sparse.datasets.splits.make import SplitPlan, make_splits
 from span_sparse.datasets.splits.summary import SideSummary, summarise
 from span_sparse.datasets.splits.table import SplitFile, SplitFormat, Splits, resolve, split_hash
-from span_sparse.datasets.splits.training import DEFAULT_SITE_COLUMN, require_trainable
+from span_sparse.datasets.splits.training import DEFAULT_SITE_COLUMN, column_hash, require_trainable
 from span_sparse.datasets.splits.writing import write_splits
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "SplitProblem",
     "Splits",
     "check_splits",
+    "column_hash",
     "confounding",
     "make_splits",
     "read_split_file",

@@ -170,13 +170,18 @@ def _read_table(path: Path, text: str, format: SplitFormat, column: str | None) 
     return SplitFile(path, format, unit, folds, tuple(entries), case_of)
 
 
+def fold_number(column: str) -> int:
+    """Number of the fold a split column is for; 0 for a column without one."""
+    number = FOLD_COLUMN.fullmatch(column) or _SPLIT_COLUMN.fullmatch(column)
+    return int(number[1]) if number else 0
+
+
 def _fold_columns(path: Path, header: list[str], column: str | None) -> dict[int, str]:
     """The split columns by fold number: those called `fold_*`, else `split_*`, else `split`."""
     if column is not None:
         if column not in header:
             raise CohortError(f"{path}, line 1: there is no column {column!r}; it has {', '.join(header)}")
-        number = FOLD_COLUMN.fullmatch(column) or _SPLIT_COLUMN.fullmatch(column)
-        return {int(number[1]) if number else 0: column}
+        return {fold_number(column): column}
     for pattern in (FOLD_COLUMN, _SPLIT_COLUMN):
         found = {int(number[1]): name for name in header if (number := pattern.fullmatch(name))}
         if found:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from span_sparse.cohort import SLIDE_ID, SPLIT_VALUES, CohortTable
 from span_sparse.datasets.splits.check import SplitProblem, check_splits
-from span_sparse.datasets.splits.table import SplitEntry, SplitFile
+from span_sparse.datasets.splits.formats import fold_number
+from span_sparse.datasets.splits.table import SplitEntry, SplitFile, split_hash
 from span_sparse.errors import CohortError
 
 DEFAULT_SITE_COLUMN = "site"
@@ -51,6 +52,15 @@ def require_trainable(
         hint = "; allow_confounding: true in the data block trains all the same" if first.confounding else ""
         raise CohortError(f"{cohort.path}, column {column!r}: {first.message}{hint}{more}")
     return _problems(cohort, column, label, sites, SPLIT_VALUES)
+
+
+def column_hash(cohort: CohortTable, column: str) -> str:
+    """`split_hash` of one column, as `span splits check --split-column` prints it for the table.
+
+    Raises:
+        CohortError: there is no such column, or it holds something else than sides.
+    """
+    return split_hash({fold_number(column): cohort.splits(column)})
 
 
 def _problems(
