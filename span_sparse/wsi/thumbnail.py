@@ -22,11 +22,11 @@ MAX_BLOCK_PX: Final = 4096
 MAX_SOURCE_PX: Final = 2**35
 """Pixels of the level that is read: 185,000 squared, some ten minutes. More is a damaged header or a hopeless file."""
 
-SMALLEST_PART_PX: Final = 16
-"""Parts of the thumbnail this small are not cut further when they cannot be read."""
+SMALLEST_PART_PX: Final = 8
+"""Parts of the thumbnail this small are not cut further when they cannot be read; a tile of the slide has 8 to 16."""
 
-MAX_UNREADABLE: Final = 0.2
-"""With more of it unreadable the whole slide is: every attempt costs opening the file again."""
+MAX_FAILED_READS: Final = 1000
+"""Of some fifty broken tiles. With more the slide is hopeless, and every attempt costs opening the file again."""
 
 
 def read_thumbnail(
@@ -45,7 +45,7 @@ def read_thumbnail(
         slide, where the background is shown.
 
     Raises:
-        SlideError: a part of the slide (with `unreadable`: a fifth of it) cannot be read, or no level is coarse enough
+        SlideError: a part of the slide (with `unreadable`: a lot of it) cannot be read, or no level is coarse enough
             to read it all in bounded time.
     """
     rows, cols = thumbnail_shape(reader, scale_px0)
@@ -58,16 +58,14 @@ def read_thumbnail(
         )
     thumbnail = np.empty((rows, cols, 3), dtype=np.uint8)
     block = max(1, math.floor(MAX_BLOCK_PX * level_factor / scale_px0))
+    num_failed = 0
     for row in range(0, rows, block):
         for col in range(0, cols, block):
-            part = thumbnail[row : row + block, col : col + block]
-            lost = None if unreadable is None else unreadable[row : row + block, col : col + block]
-            _fill(reader, scale_px0, part, lost, row, col)
-            if unreadable is not None and unreadable.sum() > MAX_UNREADABLE * unreadable.size:
-                raise SlideError(
-                    f"{reader.path}: opens, but more than {MAX_UNREADABLE:.0%} of its pixels cannot be read; the file "
-                    "is damaged, copy it again or remove it from the cohort"
-                )
+            part = slice(row, row + block), slice(col, col + block)
+            if unreadable is None:
+                _read(reader, scale_px0, thumbnail[part], row, col)
+            else:
+                num_failed = _fill(reader, scale_px0, thumbnail[part], unreadable[part], row, col, num_failed)
     return thumbnail
 
 
@@ -76,29 +74,43 @@ def thumbnail_shape(reader: SlideReader, scale_px0: int) -> tuple[int, int]:
     return math.ceil(reader.height_px0 / scale_px0), math.ceil(reader.width_px0 / scale_px0)
 
 
+def _read(reader: SlideReader, scale_px0: int, part: NDArray[np.uint8], row: int, col: int) -> None:
+    """Read the part of the thumbnail that begins at `(row, col)`."""
+    height, width, _ = part.shape
+    x0, y0 = col * scale_px0, row * scale_px0
+    box = BoxPx0(x0, y0, x0 + width * scale_px0, y0 + height * scale_px0)
+    part[...] = reader.read_region(box, (width, height))
+
+
 def _fill(
     reader: SlideReader,
     scale_px0: int,
     part: NDArray[np.uint8],
-    unreadable: NDArray[np.bool_] | None,
+    unreadable: NDArray[np.bool_],
     row: int,
     col: int,
-) -> None:
-    """Read a part of the thumbnail; where that fails, its quarters, down to `SMALLEST_PART_PX`."""
-    height, width, _ = part.shape
-    x0, y0 = col * scale_px0, row * scale_px0
+    num_failed: int,
+) -> int:
+    """Read a part; where that fails, its quarters, down to `SMALLEST_PART_PX`. Counts the reads that failed."""
     try:
-        box = BoxPx0(x0, y0, x0 + width * scale_px0, y0 + height * scale_px0)
-        part[...] = reader.read_region(box, (width, height))
-        return
-    except SlideError:
-        if unreadable is None:
-            raise
+        _read(reader, scale_px0, part, row, col)
+        return num_failed
+    except SlideError as error:
+        num_failed += 1
+        if num_failed > MAX_FAILED_READS:
+            raise SlideError(
+                f"{reader.path}: opens, but most of it cannot be read, the file is damaged; copy it again or remove it "
+                f"from the cohort ({MAX_FAILED_READS} parts failed, the last: {error})"
+            ) from error
+    height, width, _ = part.shape
     if max(height, width) <= SMALLEST_PART_PX:
         part[...], unreadable[...] = 255, True
-        return
+        return num_failed
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
     for down in range(0, height, half_height):
         for right in range(0, width, half_width):
             quarter = slice(down, down + half_height), slice(right, right + half_width)
-            _fill(reader, scale_px0, part[quarter], unreadable[quarter], row + down, col + right)
+            num_failed = _fill(
+                reader, scale_px0, part[quarter], unreadable[quarter], row + down, col + right, num_failed
+            )
+    return num_failed

@@ -33,3 +33,18 @@ def make_slide(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def break_tile() -> Callable[[Path, int], Path]:
+    """Overwrites the compressed bytes of one tile of level 0."""
+
+    def overwrite(path: Path, number: int) -> Path:
+        with tifffile.TiffFile(path) as file:
+            offset, length = file.pages[0].dataoffsets[number], file.pages[0].databytecounts[number]
+        content = bytearray(path.read_bytes())
+        content[offset : offset + length] = b"\xff" * length
+        path.write_bytes(content)
+        return path
+
+    return overwrite

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
-import tifffile
 from PIL import Image
 
 from span_sparse.errors import MppError, SlideError
@@ -166,20 +165,10 @@ def test_empty_requests_are_programming_errors(make_slide, box, size):
         slide.read_region(BoxPx0(*box), size)
 
 
-def with_a_broken_tile(path: Path, number: int) -> Path:
-    """Overwrites the compressed bytes of one tile of level 0."""
-    with tifffile.TiffFile(path) as file:
-        offset, length = file.pages[0].dataoffsets[number], file.pages[0].databytecounts[number]
-    content = bytearray(path.read_bytes())
-    content[offset : offset + length] = b"\xff" * length
-    path.write_bytes(content)
-    return path
-
-
-def test_after_an_unreadable_tile_the_others_can_be_read(make_slide):
+def test_after_an_unreadable_tile_the_others_can_be_read(make_slide, break_tile):
     """Tiles are 64 px, four in a row; the sixth is column 64 to 128, row 64 to 128."""
     picture = random_picture(256, 256)
-    with open_slide(with_a_broken_tile(make_slide([picture]), 5)) as slide:
+    with open_slide(break_tile(make_slide([picture]), 5)) as slide:
         for _ in range(3):
             np.testing.assert_array_equal(slide.read_region(BoxPx0(0, 0, 64, 64), 64), picture[:64, :64])
             with pytest.raises(SlideError, match=r"slide\.tiff: opens, .* level-0 pixel \(70, 70\)"):
@@ -187,8 +176,8 @@ def test_after_an_unreadable_tile_the_others_can_be_read(make_slide):
         np.testing.assert_array_equal(slide.read_region(BoxPx0(128, 64, 256, 256), (128, 192)), picture[64:, 128:])
 
 
-def test_a_file_that_became_another_one_is_not_gone_on_with(make_slide):
-    path = with_a_broken_tile(make_slide([random_picture(256, 256)]), 5)
+def test_a_file_that_became_another_one_is_not_gone_on_with(make_slide, break_tile):
+    path = break_tile(make_slide([random_picture(256, 256)]), 5)
     with open_slide(path) as slide:
         with pytest.raises(SlideError, match="cannot be read"):
             slide.read_region(BoxPx0(70, 70, 80, 80), 10)

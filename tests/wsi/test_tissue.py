@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from span_sparse.errors import TissueNotFoundError
+from span_sparse.errors import SlideError, TissueNotFoundError
 from span_sparse.grid import LatticeSpec
 from span_sparse.wsi import TissueSettings, find_tissue, open_slide, resolve_mpp, segment_tissue, tissue_cells
+from span_sparse.wsi.thumbnail import read_thumbnail
 from span_sparse.wsi.tissue import require_cells, tissue_of_thumbnail
+from span_sparse.wsi.tissue_colour import stain_density
 
 PINK, PALE, GLASS, BLACK = (200, 120, 170), (235, 214, 225), (243, 242, 241), (2, 0, 1)
 
@@ -19,7 +22,7 @@ def canvas(height: int, width: int, colour: tuple[int, int, int], noise: int = 3
     return np.clip(np.array(colour) + jitter, 0, 255).astype(np.uint8)
 
 
-def mask_at_8_um(picture: np.ndarray, **settings: float) -> np.ndarray:
+def mask_at_8_um(picture: np.ndarray, **settings: Any) -> np.ndarray:
     return tissue_of_thumbnail(picture, 8.0, TissueSettings(**settings))[0]
 
 
@@ -65,6 +68,74 @@ def test_small_objects_and_holes_by_area():
     assert mask[110:120, 30:40].all()
     assert not mask[112:128, 82:98].any()
     assert mask_at_8_um(picture, min_object_mm2=0.005)[12:20, 12:20].all()
+
+
+def fat(height: int, width: int) -> np.ndarray:
+    """Vacuoles of 64 µm (8 pixels) between strands one pixel wide, on glass."""
+    picture = canvas(height, width, GLASS)
+    strands = (np.arange(height)[:, None] % 9 == 0) | (np.arange(width) % 9 == 0)
+    picture[strands] = canvas(height, width, (228, 190, 212))[strands]
+    return picture
+
+
+def test_hed_finds_fat_that_hangs_on_to_tissue_and_leaves_shadows():
+    """Fat beside a pink piece is found; the same fat alone, a grey shadow and dust are not."""
+    picture = canvas(160, 240, GLASS)
+    picture[20:60, 20:40] = canvas(40, 20, PINK)
+    picture[20:60, 40:100] = fat(40, 60)
+    picture[100:150, 20:100] = fat(50, 80)
+    picture[20:150, 140:180] = canvas(130, 40, (190, 190, 190))
+    picture[60:80, 200:220] = canvas(20, 20, (60, 60, 60))
+    hed, otsu = mask_at_8_um(picture, method="hed"), mask_at_8_um(picture)
+    assert hed[22:58, 22:98].mean() > 0.95
+    assert otsu[22:58, 44:98].mean() < 0.2
+    assert not hed[70:].any()
+    assert not hed[:, 110:].any()
+    assert not mask_at_8_um(canvas(100, 100, (225, 226, 235), noise=4), method="hed").any()  # tinted glass
+    assert mask_at_8_um(canvas(100, 100, PINK), method="hed").all()
+    assert not mask_at_8_um(canvas(100, 100, BLACK, noise=2), method="hed").any()
+
+
+def test_stain_density_is_additive():
+    """Two layers of a stain have twice its density (Beer-Lambert); grey has none."""
+    glass = np.full((99, 10, 3), 255, np.uint8)
+    for stain in ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11)):
+        rows = [np.rint(255 * 10 ** -(np.array(stain) * amount)).astype(np.uint8) for amount in (0.2, 0.4)]
+        density = stain_density(np.concatenate([glass, np.tile(rows, (1, 5, 1)).reshape(1, 10, 3)]))[-1]
+        assert density[:2] == pytest.approx(np.linalg.norm(stain) * np.array([0.2, 0.4]), abs=0.01)
+    assert stain_density(np.concatenate([glass, np.full((1, 10, 3), 90, np.uint8)])).max() < 1e-6
+
+
+def test_unreadable_tiles_are_taken_for_tissue_and_the_rest_is_found(make_slide, break_tile):
+    """One level; a tile of 64 px on glass and one on tissue are broken. Their patches will be tried, and fail."""
+    picture = canvas(640, 960, GLASS)
+    picture[128:512, 128:512] = canvas(384, 384, PINK)
+    path = make_slide([picture])
+    with open_slide(path) as slide:
+        whole = segment_tissue(slide, 1.0, TissueSettings())
+    for number in (15 * 4 + 4, 15 * 8 + 13):  # (row 4, col 4) and (row 8, col 13) of 15 columns
+        break_tile(path, number)
+    with open_slide(path) as slide:
+        tissue = segment_tissue(slide, 1.0, TissueSettings())
+        with pytest.raises(SlideError, match="cannot be read"):
+            read_thumbnail(slide, 8)
+    assert tissue.mask[32:40, 32:40].all()
+    assert tissue.mask[64:72, 104:112].all()
+    differs = np.argwhere(tissue.mask != whole.mask)
+    assert len(differs) <= (8 + 2 * 5) * (8 + 2 * 8)  # parts end up 5 or 8 pixels large
+    assert differs[:, 1].min() > 88  # only around the tile on glass
+
+
+def test_a_slide_of_unreadable_tiles_fails_soon(make_slide, break_tile, monkeypatch):
+    monkeypatch.setattr("span_sparse.wsi.thumbnail.MAX_FAILED_READS", 100)
+    path = make_slide([canvas(640, 960, PINK)])
+    for number in range(0, 150, 2):
+        break_tile(path, number)
+    with (
+        open_slide(path) as slide,
+        pytest.raises(SlideError, match=r"slide\.tiff: opens, but most of it cannot be read"),
+    ):
+        segment_tissue(slide, 1.0, TissueSettings())
 
 
 def test_glass_cut_off_by_the_border_is_not_a_hole():
