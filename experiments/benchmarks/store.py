@@ -7,8 +7,8 @@
 
 `read_ratio_to_numpy` is `FeatureStore.read` (arrays, metadata and checks) by `numpy.load` (features alone); it must
 stay below 2. The first read of a slide by an open store also compares checksums: `first_read_ratio_to_numpy`.
-`read_ratio_to_row_chunked_h5` is `FeatureStore.read` by h5py reading the features from a file with chunks of one row, the
-layout in which TRIDENT and CLAM write them; it must stay below 0.1. That file is opened, read whole and closed.
+`read_ratio_to_row_chunked_h5` is `FeatureStore.read` by h5py reading the features from a file with chunks of one row,
+the layout in which TRIDENT and CLAM write them; it must stay below 0.1. That file is opened, read whole and closed.
 """
 
 from __future__ import annotations

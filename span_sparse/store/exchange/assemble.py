@@ -108,7 +108,7 @@ def assemble(source: SourceSlide, request: Request, format_name: str, described:
     return SlideRecord(
         slide_id=request.slide_id,
         case_id=request.case_id,
-        features=np.ascontiguousarray(features[fit.rows]),
+        features=features if len(fit.rows) == len(features) else features[fit.rows],
         grid=fit.grid,
         coords=coords,
         lattice=lattice,

@@ -103,9 +103,14 @@ def fit_lattice(coords_px0: NDArray[Any], knowledge: StepKnowledge, choices: Cho
     kept = coords_px0[rows]
     if whole:
         exact = kept.astype(np.int64)
-        step, source = find_step(exact, knowledge)
-        if not knowledge.tolerance_px0 or not ((exact - exact[0]) % step).any():
-            return _fit_exact(exact, rows, step, report | {"step_source": source}, choices)
+        try:
+            step, source = find_step(exact, knowledge)
+        except LatticeError:
+            if not knowledge.tolerance_px0:
+                raise
+        else:
+            if not knowledge.tolerance_px0 or not ((exact - exact[0]) % step).any():
+                return _fit_exact(exact, rows, step, report | {"step_source": source}, choices)
     return _fit_pitch(kept.astype(np.float64), rows, knowledge, report, choices)
 
 
