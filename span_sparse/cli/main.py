@@ -32,7 +32,7 @@ from span_sparse.signals import noted
 
 VERBS: Final = (
     "inspect", "extract", "import", "annotate", "validate", "splits", "evaluate", "export", "convert-weights",
-    "encoders", "doctor",
+    "encoders", "slurm", "doctor",
 )  # fmt: skip
 """Each is a module of this package with `DESCRIPTION`, `build_parser()` and `run(args)`; see `_module` for its name."""
 

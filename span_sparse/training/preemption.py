@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import lightning
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 
 from span_sparse import signals
