@@ -16,18 +16,13 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from span_sparse.cli.tissue_option import TISSUE_HELP, tissue_settings
 
+if TYPE_CHECKING:
     from rich.console import Console
 
     from span_sparse.extract.process_list import SlideStatus
-    from span_sparse.wsi import TissueSettings
 
-TISSUE_HELP = (
-    "how tissue is found: --tissue.method otsu|hed, --tissue.reject_pen, .reject_folds or .reject_blur true|false, "
-    "--tissue.min_object_mm2 NUMBER, ...; columns of the cohort table of these names override it for a slide"
-)
 DESCRIPTION = "Extract features of all slides of a cohort into a store; resumes what is there."
 
 
@@ -47,7 +42,8 @@ def build_parser() -> ArgumentParser:
     add("--precision", type=str | None, default=None, help="float16 or float32 features (default: the encoder's)")
     add("--patch-size", type=int | None, default=None, help="pixels (default: the encoder's)")
     add("--target-mpp", type=float | None, default=None, help="µm/px (default: the encoder's)")
-    add("--tissue", type=dict[str, bool | float | str], default={}, help=TISSUE_HELP)
+    tissue_help = f"{TISSUE_HELP}; columns of the cohort table of these names override it for a slide"
+    add("--tissue", type=dict[str, bool | float | str], default={}, help=tissue_help)
     add("--min-tissue", type=float, default=0.5, help="least share of tissue of a patch, in (0, 1]")
     add("--max-failed-patches", type=str, default="1%", help="unreadable patches a slide may have: a share or a number")
     add("--allow-upsampling", action="store_true", help="take slides coarser than the target resolution")
@@ -104,7 +100,7 @@ def run(args: Namespace) -> int:
         overwrite=args.overwrite,
         limit=args.limit,
         dry_run=args.dry_run,
-        tissue=_tissue(args.tissue),
+        tissue=tissue_settings(args.tissue),
         min_tissue_fraction=args.min_tissue,
         batch_size=args.batch_size,
         max_failed_patches=limit,
@@ -115,30 +111,6 @@ def run(args: Namespace) -> int:
     _print_summary(Console(highlight=False), statuses, args.store, shard.name if shard else "", dry_run=args.dry_run)
     failed = any(status.status == FAILED for status in statuses)
     return int(failed and not args.skip_errors)
-
-
-def _tissue(values: Mapping[str, object]) -> TissueSettings:
-    """Settings from `--tissue.NAME VALUE`.
-
-    Raises:
-        ConfigError: a name that is none, or a value of another kind.
-    """
-    from dataclasses import replace
-
-    from span_sparse.errors import ConfigError
-    from span_sparse.wsi import TissueSettings
-
-    defaults = TissueSettings()
-    for name, value in values.items():
-        known = getattr(defaults, name, None) if name in defaults.as_dict() else None
-        if (
-            known is None
-            or isinstance(value, str) != isinstance(known, str)
-            or isinstance(value, bool) != isinstance(known, bool)
-        ):
-            kind = "a name of: " + ", ".join(defaults.as_dict()) if known is None else f"a value like {known!r}"
-            raise ConfigError(f"--tissue.{name} {value}: expected {kind}")
-    return replace(defaults, **values)  # pyright: ignore[reportArgumentType]  # kinds are checked above
 
 
 def _print_summary(console: Console, statuses: list[SlideStatus], store: Path, shard: str, *, dry_run: bool) -> None:

@@ -1,7 +1,8 @@
 """How does a person see at a glance that tissue, lattice and scale are right?
 
-One PNG per slide: the thumbnail, the tissue's outline, the cells that become patches, a scale bar, and a title with the
-counts. A wrong mpp shows as a scale bar that does not fit the anatomy, a shifted mask as an outline beside the tissue.
+One PNG per slide: the thumbnail, the tissue's outline, what was taken out of it (ink, folds, blur), the cells that
+become patches, a scale bar, and a title with the counts. A wrong mpp shows as a scale bar that does not fit the
+anatomy, a shifted mask as an outline beside the tissue.
 
 Cells are drawn as squares while they are large enough to be told apart, and as a tint where they are not.
 """
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from span_sparse.files import replacing
 from span_sparse.grid import Lattice
 from span_sparse.wsi.reader import SlideReader
-from span_sparse.wsi.thumbnail import read_thumbnail
+from span_sparse.wsi.thumbnail import read_thumbnail, thumbnail_shape
 from span_sparse.wsi.tissue_settings import TissueMask
 
 LONGEST_EDGE_PX: Final = 1600
@@ -34,13 +36,31 @@ SMALLEST_OUTLINED_CELL_PX: Final = 5.0
 
 DPI: Final = 150
 TOP_MARGIN_IN: Final = 0.6
-"""Room for the title."""
+"""Room for a title of three lines."""
+
+LINE_IN: Final = 0.15
+"""Room for one more."""
 
 BOTTOM_MARGIN_IN: Final = 0.3
 """Room for the scale bar."""
 
 OUTLINE_COLOUR: Final = "#007a33"
 CELL_COLOUR: Final = "#0044cc"
+
+
+class Tint(NamedTuple):
+    """A colour and its name in the title."""
+
+    colour: str
+    word: str
+
+
+REMOVED_COLOURS: Final = {
+    "pen": Tint("#ff8c00", "orange"),
+    "folds": Tint("#c800c8", "magenta"),
+    "blur": Tint("#00a0a0", "teal"),
+}
+"""Of what was taken out of the tissue."""
 
 
 def write_qc_picture(
@@ -61,15 +81,16 @@ def write_qc_picture(
         OSError: the picture cannot be written.
     """
     scale_px0 = max(1, math.ceil(max(reader.width_px0, reader.height_px0) / LONGEST_EDGE_PX))
-    thumbnail = read_thumbnail(reader, scale_px0)
-    figure = _figure(reader)
+    thumbnail = read_thumbnail(reader, scale_px0, np.zeros(thumbnail_shape(reader, scale_px0), dtype=bool))
+    top_in = TOP_MARGIN_IN + (LINE_IN if _removed_line(tissue) else 0)
+    figure = _figure(reader, top_in)
     height_in = figure.get_figheight()
-    axes = figure.add_axes(
-        (0.0, BOTTOM_MARGIN_IN / height_in, 1.0, 1.0 - (TOP_MARGIN_IN + BOTTOM_MARGIN_IN) / height_in)
-    )
+    axes = figure.add_axes((0.0, BOTTOM_MARGIN_IN / height_in, 1.0, 1.0 - (top_in + BOTTOM_MARGIN_IN) / height_in))
     axes.imshow(thumbnail, extent=(0, thumbnail.shape[1] * scale_px0, thumbnail.shape[0] * scale_px0, 0))
     _draw_cells(axes, lattice, grid, scale_px0)
-    _draw_outline(axes, tissue)
+    for name, removed in tissue.removed.items():
+        _draw_removed(axes, removed, tissue.scale_px0, REMOVED_COLOURS[name].colour)
+    _draw_outline(axes, tissue.mask, tissue.scale_px0, OUTLINE_COLOUR, width=1.2)
     _draw_scale_bar(axes, reader.width_px0, lattice.slide_mpp)
     axes.set(xlim=(0, reader.width_px0), ylim=(reader.height_px0, 0))
     axes.set_axis_off()
@@ -81,11 +102,11 @@ def write_qc_picture(
         figure.savefig(file, format="png", metadata={"Software": "span-sparse"})
 
 
-def _figure(reader: SlideReader) -> Figure:
+def _figure(reader: SlideReader, top_in: float) -> Figure:
     """A figure with the slide's proportions, within limits, so that a strip stays legible."""
     aspect = min(max(reader.height_px0 / reader.width_px0, 0.25), 2.5)
     width = 8.0 if aspect <= 1 else max(8.0 / aspect, 4.8)
-    figure = Figure(figsize=(width, width * aspect + TOP_MARGIN_IN + BOTTOM_MARGIN_IN), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(width, width * aspect + top_in + BOTTOM_MARGIN_IN), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
@@ -96,8 +117,16 @@ def _title(reader: SlideReader, tissue: TissueMask, lattice: Lattice, num_patche
         f"{_drawable(reader.path.name)}  ({reader.width_px0} × {reader.height_px0} px, {reader.vendor})\n"
         f"{num_patches} patches of {spec.patch_size_px} px at {spec.target_mpp:g} µm/px, "
         f"step {lattice.step_px0} px = {lattice.step_um:.4g} µm\n"
-        f"tissue {tissue.area_mm2:.3g} mm² (green), cells (blue), {lattice.slide_mpp:.4g} µm/px from {mpp_source}"
+        f"tissue {tissue.area_mm2:.3g} mm² by {tissue.method} (green), cells (blue), "
+        f"{lattice.slide_mpp:.4g} µm/px from {mpp_source}" + _removed_line(tissue)
     )
+
+
+def _removed_line(tissue: TissueMask) -> str:
+    """A line about what was taken out, empty without any."""
+    shares = {name: share for name, share in tissue.removed_shares.items() if share > 0}
+    parts = [f"{name} {share:.1%} ({REMOVED_COLOURS[name].word})" for name, share in shares.items()]
+    return f"\nremoved: {', '.join(parts)}" if parts else ""
 
 
 def _drawable(text: str) -> str:
@@ -121,13 +150,21 @@ def _draw_cells(axes: Axes, lattice: Lattice, grid: NDArray[np.int32], scale_px0
     axes.add_collection(LineCollection(list(corners), colors=CELL_COLOUR, linewidths=0.6, alpha=0.8))
 
 
-def _draw_outline(axes: Axes, tissue: TissueMask) -> None:
-    if not tissue.mask.any():
+def _draw_removed(axes: Axes, removed: NDArray[np.bool_], scale_px0: int, colour: str) -> None:
+    tint = np.zeros((*removed.shape, 4), dtype=np.float32)
+    tint[removed] = to_rgba(colour, alpha=0.35)
+    rows, cols = removed.shape
+    axes.imshow(tint, extent=(0, cols * scale_px0, rows * scale_px0, 0), interpolation="nearest")
+    _draw_outline(axes, removed, scale_px0, colour, width=0.8)
+
+
+def _draw_outline(axes: Axes, mask: NDArray[np.bool_], scale_px0: int, colour: str, width: float) -> None:
+    if not mask.any():
         return
-    padded = np.pad(tissue.mask, 1)
-    centres_x = (np.arange(padded.shape[1]) - 0.5) * tissue.scale_px0
-    centres_y = (np.arange(padded.shape[0]) - 0.5) * tissue.scale_px0
-    axes.contour(centres_x, centres_y, padded, levels=[0.5], colors=OUTLINE_COLOUR, linewidths=1.2)
+    padded = np.pad(mask, 1)
+    centres_x = (np.arange(padded.shape[1]) - 0.5) * scale_px0
+    centres_y = (np.arange(padded.shape[0]) - 0.5) * scale_px0
+    axes.contour(centres_x, centres_y, padded, levels=[0.5], colors=colour, linewidths=width)
 
 
 def _draw_scale_bar(axes: Axes, width_px0: int, slide_mpp: float) -> None:

@@ -43,3 +43,18 @@ def test_scale_bar_has_the_length_it_states(make_slide, tmp_path):
     below = np.asarray(Image.open(tmp_path / "a.png").convert("L"))[-45:]
     longest_run = max(int((row < 60).sum()) for row in below)
     assert longest_run / below.shape[1] == pytest.approx(200 / 800, abs=0.02)
+
+
+def test_what_was_taken_out_is_tinted_where_it_lay(make_slide, tmp_path):
+    """Columns 40 to 60 of the mask of 100, rows 20 to 50 of 75; the title has one more line."""
+    removed = np.zeros((75, 100), bool)
+    removed[20:50, 40:60] = True
+    tissue = TissueMask(np.zeros_like(removed), 8, 0.5, 0.1, removed={"pen": removed, "blur": removed & False})
+    with open_slide(make_slide([np.full((600, 800, 3), 255, np.uint8)])) as slide:
+        lattice = LatticeSpec(64, 0.5).on_slide(0.5)
+        write_qc_picture(tmp_path / "a.png", slide, tissue, lattice, np.zeros((0, 2), np.int32), "openslide")
+    drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    rows, cols = np.nonzero(drawn[..., 0] > drawn[..., 2] + 40)
+    scale, top = drawn.shape[1] / 800, 0.75 * 150
+    assert ((rows.min() - top) / scale, (rows.max() - top) / scale) == pytest.approx((160, 400), abs=8)
+    assert (cols.min() / scale, cols.max() / scale) == pytest.approx((320, 480), abs=8)
