@@ -104,7 +104,7 @@ def extract_cohort(
     with ExitStack() as stack:
         stack.enter_context(termination_raises())
         if not dry_run:
-            stack.enter_context(clean_store(store))
+            stack.enter_context(clean_store(store, several_hosts=shard is not None))
         _refuse_other_settings(store, settings, encoder, overwrite=overwrite)
         on_device = has_device(encoder)
         work = SlideWork(
@@ -118,7 +118,8 @@ def extract_cohort(
         engine = Engine(pool, tasks, encoder if on_device else None, settings, partial(_write_slide, store))
         display = stack.enter_context(Display(console, len(tasks) + len(missing), engine.activities))
         engine.on_patches = display.add_patches
-        order = [slide_id for slide_id in cohort.slide_ids if slide_id in {row.slide_id for row in (*tasks, *missing)}]
+        mine = {row.slide_id for row in (*tasks, *missing)}
+        order = [slide_id for slide_id in cohort.slide_ids if slide_id in mine]
         log = None if dry_run else RunLog(store, shard.name if shard else "", order)
         statuses = _follow(engine, missing, display, log)
     return [statuses[slide_id] for slide_id in order]

@@ -1,7 +1,7 @@
 """What does a run write about itself while it goes, and when it ends, however it ends?
 
-The process list after every slide that was worked on, the QC page once a minute and at the end. Slides that were found
-complete are written with the next one: a resumed run over ten thousand of them must not rewrite the list as often.
+The process list after a slide, the QC page once a minute, and both at the end. Writing the list may take a twentieth of
+the time: it is rewritten at once as long as it is short, and seldom where ten thousand slides are found complete.
 
 A full disk refuses these files too. That is no reason to stop before the slides are: they are tried again, and only the
 last time counts.
@@ -25,6 +25,8 @@ from span_sparse.extract.process_list import (
 from span_sparse.extract.qc_page import write_qc_page
 
 PAGE_INTERVAL_S: Final = 60.0
+LIST_SHARE: Final = 0.05
+"""Of the time, at most, that goes into writing the list."""
 
 
 class RunLog:
@@ -40,7 +42,7 @@ class RunLog:
         self._store, self._path, self._order = store, process_list_path(store, shard), order
         self._before = read_process_lists(store)
         self._statuses: dict[str, SlideStatus] = {}
-        self._page_s = time.monotonic()
+        self._page_s, self._next_list_s = time.monotonic(), 0.0
 
     def add(self, status: SlideStatus) -> SlideStatus:
         """Note an outcome; a slide of an earlier run comes back with the seconds it took then."""
@@ -48,9 +50,12 @@ class RunLog:
         if status.resumed and before is not None and before.status == DONE:
             status = replace(status, seconds=before.seconds)
         self._statuses[status.slide_id] = status
-        if not status.resumed:
+        start_s = time.monotonic()
+        if start_s > self._next_list_s:
             with suppress(OSError):
                 self._write_list()
+            end_s = time.monotonic()
+            self._next_list_s = end_s + (end_s - start_s) / LIST_SHARE
         if time.monotonic() - self._page_s > PAGE_INTERVAL_S:
             with suppress(OSError):
                 self._write_page()

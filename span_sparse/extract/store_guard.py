@@ -5,7 +5,8 @@ the same may be under construction by another extraction into the same store (an
 extraction holds a shared lock on the store while it runs: whoever can have it alone knows that all leftovers are dead.
 The operating system drops the lock when the process ends, however it ends; there is no lock file to go stale.
 
-Where the system or the file system knows no such locks, leftovers younger than an hour stay.
+Where the system or the file system knows no such locks, leftovers younger than an hour stay. So they do in runs over
+shards, which may be on several hosts: some cluster file systems have locks that other hosts do not see.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from span_sparse.store import FeatureStore
 
 
 @contextmanager
-def clean_store(path: Path) -> Iterator[None]:
+def clean_store(path: Path, *, several_hosts: bool = False) -> Iterator[None]:
     """Create or open a store, free it of leftovers, and mark it as being written for the time of the context.
+
+    Args:
+        path: folder of the store.
+        several_hosts: others may be writing whose locks cannot be seen here.
 
     Raises:
         StoreError: the folder holds something that is not a store, or cannot be written.
@@ -30,7 +35,7 @@ def clean_store(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDONLY) if os.name == "posix" else None
     try:
         alone = descriptor is not None and _lock(descriptor, exclusive=True)
-        store.remove_leftovers(0.0 if alone else 3600.0)
+        store.remove_leftovers(0.0 if alone and not several_hosts else 3600.0)
         if descriptor is not None:
             _lock(descriptor, exclusive=False)
         yield

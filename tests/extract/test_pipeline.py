@@ -326,7 +326,7 @@ def test_real_slides_with_damaged_ones_among_them(make_cohort, tmp_path):
     )
     assert [status.status for status in statuses] == ["failed", "done", "failed", "failed"]
     assert "cannot be opened" in statuses[0].error
-    assert "cannot be read" in statuses[2].error
+    assert "unreadable.svs: 16 × 16 px is less than one patch" in statuses[2].error
     assert "less than one patch" in statuses[3].error
     assert statuses[1].num_patches == 45
     assert validate_store(tmp_path / "store") == []

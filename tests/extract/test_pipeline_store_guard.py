@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from span_sparse.errors import StoreError
@@ -20,6 +22,17 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
             assert leftover.exists()
         assert leftover.exists()
     with clean_store(store):
+        assert not leftover.exists()
+
+
+def test_beside_hosts_whose_locks_are_unseen_young_leftovers_stay(tmp_path):
+    FeatureStore.create(tmp_path / "store")
+    leftover = tmp_path / "store" / f"{TEMPORARY_PREFIX}abc"
+    leftover.mkdir()
+    with clean_store(tmp_path / "store", several_hosts=True):
+        assert leftover.exists()
+    os.utime(leftover, (1, 1))
+    with clean_store(tmp_path / "store", several_hosts=True):
         assert not leftover.exists()
 
 
