@@ -30,8 +30,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from span_sparse.cli.option_errors import explain
 from span_sparse.cli.requeue import requeue, slurm_job
-from span_sparse.cli.run_folder import METRICS_FILE, summary
-from span_sparse.cli.run_record import RUN_FILE, RunRecorder, default_loggers
+from span_sparse.cli.run_files import METRICS_FILE, RUN_FILE
+from span_sparse.cli.run_folder import summary
+from span_sparse.cli.run_record import RunRecorder, default_loggers
 from span_sparse.datasets import AnyTask
 from span_sparse.errors import ConfigError
 from span_sparse.models import NetworkConfig

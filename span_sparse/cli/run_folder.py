@@ -8,10 +8,7 @@ from typing import Any, Final
 import lightning
 from lightning.pytorch.cli import SaveConfigCallback
 
-METRICS_FILE: Final = "metrics.json"
-"""Written last: its presence says that a run is complete."""
-
-CONFIG_FILE: Final = "config.yaml"
+from span_sparse.cli.run_files import CONFIG_FILE, HEADLINES, METRICS_FILE
 
 _SHOWN: Final = {
     "metrics": METRICS_FILE,
@@ -37,7 +34,7 @@ class SaveResolvedConfig(SaveConfigCallback):
 
 
 def summary(run_dir: Path, metrics: dict[str, Any], best_checkpoint: str) -> str:
-    """The test AUC with its interval, and where things lie.
+    """The test figure with its interval, and where things lie.
 
     Args:
         run_dir: the run folder.
@@ -45,11 +42,12 @@ def summary(run_dir: Path, metrics: dict[str, Any], best_checkpoint: str) -> str
         best_checkpoint: path, empty when there is none.
     """
     lines = []
-    if metrics.get("auc") is not None:
-        interval = metrics.get("auc_ci")
+    name = next((name for name in HEADLINES if metrics.get(name) is not None), None)
+    if name is not None:
+        interval = metrics.get(f"{name}_ci")
         between = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
         counts = f"{metrics['num_slides']} slides of {metrics['num_cases']} cases"
-        lines.append(f"test AUC {metrics['auc']:.3f}{between}, {counts}")
+        lines.append(f"test {HEADLINES[name]} {metrics[name]:.3f}{between}, {counts}")
     if best_checkpoint:
         lines.append(f"{'best checkpoint':<17}{_relative(best_checkpoint)}")
     lines += [f"{label:<17}{run_dir / name}" for label, name in _SHOWN.items() if (run_dir / name).exists()]

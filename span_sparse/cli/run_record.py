@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import lightning
 import torch
@@ -29,14 +29,11 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from span_sparse.cli.provenance import command_line, data_identity, environment, git_revision
+from span_sparse.cli.run_files import ENVIRONMENT_FILE, HISTORY_FILE, RUN_FILE, read_history, read_json
 from span_sparse.cli.run_folder import SaveResolvedConfig
 from span_sparse.datasets.datamodule import SlideDataModule
 from span_sparse.errors import ConfigError
 from span_sparse.files import write_atomically
-
-RUN_FILE: Final = "run.json"
-ENVIRONMENT_FILE: Final = "environment.json"
-HISTORY_FILE: Final = "history.csv"
 
 
 def default_loggers(run_dir: Path) -> list[Logger]:
@@ -45,25 +42,6 @@ def default_loggers(run_dir: Path) -> list[Logger]:
     if find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(save_dir=run_dir, name="tensorboard"))
     return loggers
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a run folder; empty when the file is missing or damaged."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def read_history(path: Path) -> list[dict[str, str]]:
-    """Rows of `history.csv`; empty when the file is missing or damaged."""
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, ValueError, csv.Error):
-        return []
-    return [row for row in rows if (row.get("epoch") or "").isdecimal() and None not in row]
 
 
 class RunRecorder(SaveResolvedConfig):

@@ -123,8 +123,8 @@ def test_an_unknown_verb_is_corrected(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: span has no verb 'extrcat'; did you mean `span extract`?\n"
     assert call(monkeypatch, main.span, "zzz") == 2
     assert (
-        "expected one of inspect, extract, import, annotate, validate, splits, evaluate, export, convert-weights, "
-        "encoders, doctor, fit, test" in capsys.readouterr().err
+        "expected one of inspect, extract, import, annotate, validate, splits, crossval, runs, evaluate, export, "
+        "convert-weights, encoders, slurm, doctor, fit, test" in capsys.readouterr().err
     )
 
 
