@@ -216,9 +216,10 @@ def test_hdf5_that_leads_away_or_claims_too_much(tmp_path, make, message):
     assert message in error_of(tmp_path)
 
 
-def test_a_chunk_that_was_never_written_is_not_zeros(tmp_path):
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_chunk_that_was_never_written_is_not_zeros(tmp_path, compression):
     def make(file: h5py.File) -> None:
-        features = file.create_dataset("features", (12, 3), "f4", chunks=(1, 3))
+        features = file.create_dataset("features", (12, 3), "f4", chunks=(1, 3), compression=compression)
         features[:11] = 1  # killed before the last one
 
     replace_dataset(trident(tmp_path), make)
