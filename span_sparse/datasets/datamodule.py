@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import lightning
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,14 +16,14 @@ from torch.utils.data import DataLoader
 
 from span_sparse.cohort import CohortTable, read_cohort
 from span_sparse.datasets.augment import AugmentationSettings
-from span_sparse.datasets.batch import SlideSample, collate
+from span_sparse.datasets.batch import SlideSample
 from span_sparse.datasets.batching import TokenBudgetSampler
+from span_sparse.datasets.loaders import SlideLoader, TrainingLoader
 from span_sparse.datasets.samplers import EvaluationSampler, TrainingBatches, TrainingSampler
 from span_sparse.datasets.slide_dataset import SlideDataset, SlideItem
 from span_sparse.datasets.splits import DEFAULT_SITE_COLUMN, require_trainable
 from span_sparse.datasets.targets import read_targets
 from span_sparse.datasets.task import AnyTask, ClassificationTask, SegmentationTask
-from span_sparse.datasets.training_loader import TrainingLoader
 from span_sparse.errors import CohortError, ConfigError, StoreError
 from span_sparse.store import FeatureStore, LocallyCopiedStore
 
@@ -197,8 +198,8 @@ class SlideDataModule(lightning.LightningDataModule):
         dataset.num_epochs = max_epochs if max_epochs is not None and max_epochs > 0 else None
         batches = self._training_batches(dataset)
         if self.trainer is not None:
-            # Lightning tells the epoch later, when workers have begun to read
-            batches.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            batches.sampler.set_epoch(progress.processed)  # Lightning tells it when workers have begun to read
         order = {
             "slides": len(dataset),
             "processes": self._rank()[1],
@@ -206,7 +207,7 @@ class SlideDataModule(lightning.LightningDataModule):
             "max_tokens": self.max_tokens,
             "seed": self.seed,
         }
-        return TrainingLoader(dataset, batches, order, self.num_workers)
+        return TrainingLoader(dataset, self.num_workers, batch_sampler=batches, order=order)
 
     def _training_batches(self, dataset: SlideDataset) -> TrainingBatches | TokenBudgetSampler:
         rank, world_size = self._rank()
@@ -239,14 +240,7 @@ class SlideDataModule(lightning.LightningDataModule):
         dataset = self._datasets[split]
         rank, world_size = self._rank()
         sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            persistent_workers=self.num_workers > 0,
-        )
+        return SlideLoader(dataset, self.num_workers, batch_size=self.batch_size, sampler=sampler)
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

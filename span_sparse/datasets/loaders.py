@@ -1,4 +1,4 @@
-"""How does a training go on in the middle of an epoch, with the slides that have not been seen in it?
+"""How do workers outlive a signal, and how does a training go on in the middle of an epoch?
 
 The order of an epoch depends on (seed, epoch) alone, so the number of batches that were taken says where to go on. The
 loader counts them and keeps the count in the checkpoint (Lightning asks for `state_dict`); the next start skips that
@@ -18,37 +18,47 @@ from span_sparse.errors import CheckpointError
 from span_sparse.signals import blocked
 
 
-class TrainingLoader(DataLoader[SlideSample]):
+class SlideLoader(DataLoader[SlideSample]):
+    """A loader whose workers never see the signals sent to a whole job: the training ends them when it is ready to.
+
+    Args:
+        dataset: slides.
+        num_workers: processes that read ahead.
+        batches: what says which slides come together: `batch_sampler`, or `batch_size` and `sampler`.
+    """
+
+    def __init__(self, dataset: Dataset[SlideSample], num_workers: int, **batches: Any) -> None:
+        super().__init__(
+            dataset, num_workers=num_workers, collate_fn=collate, persistent_workers=num_workers > 0, **batches
+        )
+
+    def __iter__(self) -> Iterator[SlideBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with blocked():
+            return super().__iter__()  # pyright: ignore[reportReturnType]
+
+
+class TrainingLoader(SlideLoader):
     """A loader that can start in the middle of an epoch.
 
     Args:
         dataset: slides.
+        num_workers: processes that read ahead.
         batch_sampler: batches of an epoch, with `set_start`.
         order: everything the order depends on but the epoch, as plain values; a checkpoint of another order is refused.
-        num_workers: processes that read ahead. Signals sent to the whole job do not reach them: the training ends them
-            when its checkpoint is written.
     """
 
     def __init__(
-        self, dataset: Dataset[SlideSample], batch_sampler: Any, order: dict[str, Any], num_workers: int
+        self, dataset: Dataset[SlideSample], num_workers: int, *, batch_sampler: Any, order: dict[str, Any]
     ) -> None:
-        super().__init__(
-            dataset,
-            batch_sampler=batch_sampler,
-            num_workers=num_workers,
-            collate_fn=collate,
-            persistent_workers=num_workers > 0,
-        )
+        super().__init__(dataset, num_workers, batch_sampler=batch_sampler)
         self.order = order
         self._start = self._num_taken = 0
 
-    def __iter__(self) -> Iterator[SlideBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[SlideBatch]:
         self._num_taken, self._start = self._start, 0
-        with blocked():
-            iterator = super().__iter__()
-        return self._counted(iterator)
+        return self._counted(super().__iter__())  # the workers start now, not with the first batch
 
-    def _counted(self, iterator: Iterator[Any]) -> Iterator[SlideBatch]:
+    def _counted(self, iterator: Iterator[SlideBatch]) -> Iterator[SlideBatch]:
         for batch in iterator:
             self._num_taken += 1
             yield batch

@@ -9,10 +9,9 @@ gathered predictions drop the repetition by its index.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 import torch
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import Sampler
 
 from span_sparse.datasets.slide_dataset import EpochIndex
 
@@ -38,20 +37,25 @@ class TrainingSampler(Sampler[EpochIndex]):
         return (EpochIndex(index, self.epoch) for index in order[self.rank :: self.world_size])
 
 
-class TrainingBatches(BatchSampler):
+class TrainingBatches(Sampler[list[EpochIndex]]):
     """Batches of a fixed number of slides, the last one of what is left; a run can go on at any of them."""
 
     def __init__(self, sampler: TrainingSampler, batch_size: int) -> None:
-        super().__init__(sampler, batch_size, drop_last=False)
+        self.sampler, self.batch_size = sampler, batch_size
         self.start = 0
 
     def set_start(self, batch: int) -> None:
         """The next iteration leaves out the first `batch` batches of the epoch, which were seen before."""
         self.start = batch
 
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
     def __iter__(self) -> Iterator[list[EpochIndex]]:
         start, self.start = self.start, 0
-        return islice(super().__iter__(), start, None)
+        slides = list(self.sampler)
+        size = self.batch_size
+        return iter([slides[first : first + size] for first in range(start * size, len(slides), size)])
 
 
 class EvaluationSampler(Sampler[int]):

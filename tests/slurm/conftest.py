@@ -1,0 +1,83 @@
+"""Jobs under a real scheduler: `tests/slurm/cluster.sh up DIR`, then `export SLURM_CONF=DIR/slurm.conf`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REQUIRED = "SPAN_REQUIRE_SLURM"
+"""Environment variable: where it is set, a missing scheduler fails these tests instead of skipping them."""
+
+PATIENCE_S = 280.0
+
+
+def run(*words: object) -> str:
+    return subprocess.run([*map(str, words)], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job, or a task of an array."""
+
+    number: str
+    log: Path
+
+    def values(self) -> dict[str, str]:
+        shown = run("scontrol", "show", "job", "--oneliner", self.number)
+        return dict(word.split("=", 1) for word in shown.split() if "=" in word)
+
+    def wait(self, done: Callable[[], bool] | None = None) -> str:
+        """Until it ended or `done`; its state. A job that came back is held for two minutes; not here."""
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            values = self.values()
+            if done is not None and done():
+                return values["JobState"]
+            if values["JobState"] == "PENDING" and values["Reason"] == "BeginTime":
+                subprocess.run(["scontrol", "update", f"JobId={self.number}", "StartTime=now"], check=False)
+            elif done is None and values["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"):
+                return values["JobState"]
+            time.sleep(0.3)
+        raise AssertionError(f"job {self.number} takes too long: {self.values()}\n{self.text()}")
+
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+
+@pytest.fixture(scope="session")
+def _scheduler() -> None:
+    try:
+        run("sinfo")
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = f"no SLURM here ({error}); see tests/slurm/cluster.sh"
+        if os.environ.get(REQUIRED):
+            pytest.fail(f"{REQUIRED} is set, but there is {reason}")
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def submit(_scheduler, tmp_path, monkeypatch):
+    """Submits a script; returns the job. Whatever is left of it is cancelled afterwards."""
+    jobs = []
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
+        monkeypatch.delenv(name)
+
+    def send(script: str, *options: str, name: str = "job") -> Job:
+        path, log = tmp_path / f"{name}.sbatch", tmp_path / f"{name}.log"
+        path.write_text(script)
+        number = run("sbatch", "--parsable", f"--chdir={tmp_path}", f"--output={log}", *options, path)
+        jobs.append(number)
+        return Job(number, log)
+
+    yield send
+    if jobs:
+        subprocess.run(["scancel", "--quiet", *jobs], check=False)

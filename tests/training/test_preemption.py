@@ -1,0 +1,91 @@
+"""A training that is stopped at any step and started again ends as if nothing had happened: real signals, one process.
+
+Several processes under a real scheduler: tests/slurm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from span_sparse.training import TaskModule
+
+SETTINGS = (
+    *("--data.init_args.batch_size", 1, "--trainer.max_epochs", 3, "--trainer.accumulate_grad_batches", 2),
+    *("--model.init_args.network.init_args.dropout_input", 0.2),
+)  # 6 training slides: 6 batches and 3 steps of the optimiser an epoch
+
+
+@pytest.fixture
+def train(command, fit_yaml, tmp_path, monkeypatch):
+    """Runs `span fit`, sending itself a signal in the steps given (counted from 0 over all starts); the exit code."""
+    config = json.loads(fit_yaml.read_text())
+    every_epoch = {"filename": "final", "enable_version_counter": False}
+    config["trainer"]["callbacks"].append(
+        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": every_epoch}
+    )
+    fit_yaml.write_text(json.dumps(config))
+    step_of_training = TaskModule.training_step
+    count = 0
+
+    def run(run_dir: str, *words: object, signals: dict[int, signal.Signals] | None = None) -> int:
+        def step(self: TaskModule, batch, batch_index):
+            nonlocal count
+            if count in (signals or {}):
+                os.kill(os.getpid(), signals[count])
+            count += 1
+            return step_of_training(self, batch, batch_index)
+
+        monkeypatch.setattr(TaskModule, "training_step", step)
+        return command(
+            "span", "fit", "--config", fit_yaml, *SETTINGS, "--trainer.default_root_dir", tmp_path / run_dir, *words
+        )
+
+    return run
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same(first: Path, second: Path) -> bool:
+    ours, theirs = weights(first), weights(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def validations(run: Path) -> pd.DataFrame:
+    tables = [pd.read_csv(path) for path in sorted(run.glob("logs/version_*/metrics.csv"))]
+    return pd.concat(tables).dropna(subset="val_loss")[["epoch", "step", "val_loss"]].reset_index(drop=True)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[0], [4], [5], [6, 13], [9], [11, 14], [16], [17]],
+    ids=lambda steps: "-".join(map(str, steps)),
+)  # within accumulated gradients, in the last batch of an epoch, twice, in the last batch of all
+def test_a_stopped_training_ends_as_an_undisturbed_one(train, tmp_path, capsys, steps) -> None:
+    assert train("whole") == 0
+    order = {18 + step: number for step, number in zip(steps, (signal.SIGTERM, signal.SIGUSR1), strict=False)}
+    for number in order.values():
+        assert train("stopped", signals=order) == 128 + number
+        shown = capsys.readouterr().err
+        assert f"stopped by {number.name} after writing {tmp_path / 'stopped' / 'resume.ckpt'}" in shown
+        assert "The same command goes on there" in shown
+        assert not (tmp_path / "stopped" / "metrics.json").exists()
+    assert train("stopped") == 0
+    assert f"continuing from {tmp_path / 'stopped' / 'resume.ckpt'}" in capsys.readouterr().out
+    for name in ("final", "best"):
+        assert same(*(tmp_path / run / "checkpoints" / f"{name}.ckpt" for run in ("whole", "stopped")))
+    assert not (tmp_path / "stopped" / "resume.ckpt").exists()
+    assert not (tmp_path / "whole" / "resume.ckpt").exists()
+    assert (tmp_path / "stopped" / "predictions.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
+    pd.testing.assert_frame_equal(validations(tmp_path / "stopped"), validations(tmp_path / "whole"))
