@@ -12,7 +12,8 @@ from span_sparse.errors import ConfigError, StoreError
 from span_sparse.extract.engine import Engine
 from span_sparse.extract.process_list import process_list_path, read_process_list
 from span_sparse.extract.settings import FailureLimit
-from span_sparse.extract.slide_work import SlideWork
+from span_sparse.extract.slide_work import ReadRequest, SlideWork
+from span_sparse.extract.workers import Lane, WorkerDeath, WorkerPool
 from span_sparse.store import FeatureStore, validate_store
 
 from .conftest import STEP_PX0, TILE_PX0, DeviceEncoder, Places, colours, spoil_tiles, write_slide
@@ -270,3 +271,46 @@ def test_pictures_lie_beside_the_store_and_show_tissue_and_cells(places: Places)
     inside, tissue = pixels[105, 145], np.array((200, 120, 170))
     assert inside[0] < tissue[0] - 20, "cells are tinted blue"
     assert (pixels[60:141, 80:201, 1] > pixels[60:141, 80:201, 0] + 40).sum() > 200, "a green outline"
+
+
+class MortalPool(WorkerPool):
+    """Two workers in this process; the one that is asked for two slides at once dies on the first of them."""
+
+    lost: list[list[str]]
+    turn = 0
+
+    def __init__(self, work, num_workers, slot_shape):
+        super().__init__(work, 0, slot_shape)
+        self.lanes.append(Lane(np.empty_like(self.lanes[0].slots)))
+        self.lost = []
+        POOLS.append(self)
+
+    def receive(self, timeout_s):
+        for lane in self.lanes:
+            asked = [request.task.slide_id for request in lane.outstanding]
+            if not self.lost and len(set(asked)) == 2 and all(type(known) is ReadRequest for known in lane.outstanding):
+                self.lost.append(asked)
+                self.lanes[self.lanes.index(lane)] = Lane(np.empty_like(lane.slots))
+                yield lane, lane.outstanding.popleft(), WorkerDeath("SIGKILL")
+                return
+        self.turn = 1 - self.turn
+        lane = self.lanes[self.turn]
+        if lane.outstanding:
+            yield lane, lane.outstanding[0], self._work(lane.outstanding.popleft(), lane.slots)
+
+
+POOLS: list[MortalPool] = []
+
+
+def test_what_a_dead_reader_was_asked_besides_goes_to_another(places: Places, monkeypatch):
+    """The second reader has finished its small slide and helps with the large one when it dies."""
+    places.slide("large", 12, 12)
+    places.slide("small", 4, 5)
+    monkeypatch.setattr("span_sparse.extract.pipeline.WorkerPool", MortalPool)
+    large, small = places.extract("large", "small", workers=2)
+    assert POOLS[-1].lost == [["small", "large"]]
+    assert (large.status, small.status) == ("done", "failed")
+    assert "the process that worked on it died (SIGKILL)" in small.error
+    record = FeatureStore(places.store).read("large")
+    assert len(record.grid) == 144
+    np.testing.assert_allclose(record.features, expected(record), atol=0.01)
