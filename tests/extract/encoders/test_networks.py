@@ -55,6 +55,29 @@ def test_the_table() -> None:
         assert spec.mpp in (0.5, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "registers", "positions"),
+    [
+        ("uni_v1", 0, 197),
+        ("uni_v2", 8, 256),
+        ("virchow2", 4, 261),
+        ("hoptimus0", 4, 256),
+        ("hoptimus1", 4, 256),
+        ("h0-mini", 4, 256),
+        ("gigapath", 0, 197),
+        ("phikon_v2", 0, 197),
+        ("conch_v1", 0, 785),
+        ("conch_v15", 0, 785),
+    ],
+)
+def test_registers_and_positions_of_the_published_networks(name: str, registers: int, positions: int, timm) -> None:
+    with torch.device("meta"):
+        network = SPECS[name].build()
+    trunk = getattr(network, "trunk", network)
+    assert trunk.pos_embed.shape[1] == positions
+    assert (0 if trunk.reg_token is None else trunk.reg_token.shape[1]) == registers
+
+
 def test_normalisation_constants_are_those_of_timm(timm) -> None:
     from timm.data import constants
 
