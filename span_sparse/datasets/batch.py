@@ -98,11 +98,14 @@ def collate(samples: Sequence[SlideSample]) -> SlideBatch:
     targets = [sample.targets for sample in samples if sample.targets is not None]
     ratios = [sample.patch_ratios for sample in samples if sample.patch_ratios is not None]
     patch_labels = [sample.patch_labels for sample in samples if sample.patch_labels is not None]
+    features = torch.empty(int(counts.sum()), samples[0].features.shape[1])
+    for rows, sample in zip(features.split(counts.tolist()), samples, strict=True):
+        rows.copy_(sample.features)  # joining first and converting then reads and writes everything twice
     return SlideBatch(
         coords=torch.cat(
             [slides.repeat_interleave(counts).unsqueeze(1), torch.cat([sample.grid for sample in samples])], dim=1
         ),
-        features=torch.cat([sample.features for sample in samples]).float(),
+        features=features,
         labels=torch.tensor([sample.label for sample in samples]),
         indices=torch.tensor([sample.index for sample in samples]),
         targets=torch.stack(targets) if targets else None,
