@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -91,7 +92,7 @@ class ConvolutionalStem(nn.Module):
         )
         self.norm = norm_layer(embed_dim) if norm_layer is not None else nn.Identity()
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Float[Tensor, "patches 3 height width"]) -> Float[Tensor, "patches rows cols channels"]:
         """`[batch, 3, edge, edge]` to `[batch, edge/4, edge/4, embed_dim]`."""
         return self.norm(self.proj(inputs).permute(0, 2, 3, 1))
 
@@ -116,7 +117,7 @@ class Conch(nn.Module):
         self.attn_pool_contrast = _MultiHeadPooling(dimension, width, heads)
         self.ln_contrast = nn.LayerNorm(dimension)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Float[Tensor, "patches 3 height width"]) -> Float[Tensor, "patches channels"]:
         """`[batch, 3, 448, 448]` to `[batch, dimension]`."""
         return self.ln_contrast(self.attn_pool_contrast(self.trunk.forward_features(inputs)))  # type: ignore[operator]
 
@@ -130,7 +131,7 @@ class _MultiHeadPooling(nn.Module):
         self.attn = nn.MultiheadAttention(dimension, heads, kdim=width, vdim=width, batch_first=True)
         self.ln_q, self.ln_k = nn.LayerNorm(dimension), nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Float[Tensor, "patches tokens width"]) -> Float[Tensor, "patches channels"]:
         query = self.ln_q(self.query).expand(len(tokens), -1, -1)  # (batch, 1, dimension)
         context = self.ln_k(tokens)
         return self.attn(query, context, context, need_weights=False)[0][:, 0]
@@ -153,7 +154,7 @@ class ConchV15(nn.Module):
         self.attn_pool_contrast = _PlainPooling(dimension, width, heads)
         self.ln_contrast = nn.LayerNorm(dimension)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Float[Tensor, "patches 3 height width"]) -> Float[Tensor, "patches channels"]:
         """`[batch, 3, 448, 448]` to `[batch, dimension]`."""
         return self.ln_contrast(self.attn_pool_contrast(self.trunk.forward_features(inputs)))  # type: ignore[operator]
 
@@ -170,7 +171,7 @@ class _PlainPooling(nn.Module):
         self.to_kv = nn.Linear(width, 2 * dimension, bias=False)
         self.to_out = nn.Linear(dimension, dimension, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Float[Tensor, "patches tokens width"]) -> Float[Tensor, "patches channels"]:
         query = self.to_q(self.ln_q(self.query)).expand(len(tokens), -1, -1)  # (batch, 1, dimension)
         key, value = self.to_kv(self.ln_k(tokens)).chunk(2, dim=-1)  # (batch, tokens, dimension)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
@@ -178,23 +179,23 @@ class _PlainPooling(nn.Module):
         return self.to_out(pooled.transpose(1, 2).flatten(2))[:, 0]
 
 
-def class_token(network: Any, inputs: Tensor) -> Tensor:
+def class_token(network: Any, inputs: Float[Tensor, "patches 3 height width"]) -> Float[Tensor, "patches channels"]:
     """The class token of a vision transformer of timm, after its last norm."""
     return network.forward_features(inputs)[:, 0]
 
 
-def class_and_mean(network: Any, inputs: Tensor) -> Tensor:
+def class_and_mean(network: Any, inputs: Float[Tensor, "patches 3 height width"]) -> Float[Tensor, "patches channels"]:
     """The class token, then the mean of the patch tokens; registers and the class token are not in the mean."""
     tokens = network.forward_features(inputs)
     return torch.cat([tokens[:, 0], tokens[:, network.num_prefix_tokens :].mean(dim=1)], dim=1)
 
 
-def mean_of_map(network: Any, inputs: Tensor) -> Tensor:
+def mean_of_map(network: Any, inputs: Float[Tensor, "patches 3 height width"]) -> Float[Tensor, "patches channels"]:
     """The mean over positions of the last feature map."""
     return network(inputs)[-1].mean(dim=(2, 3))
 
 
-def as_it_is(network: Any, inputs: Tensor) -> Tensor:
+def as_it_is(network: Any, inputs: Float[Tensor, "patches 3 height width"]) -> Float[Tensor, "patches channels"]:
     """What the network returns."""
     return network(inputs)
 

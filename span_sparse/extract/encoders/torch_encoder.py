@@ -23,6 +23,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -114,16 +115,18 @@ class TorchEncoder:
 
     def _encode(
         self, network: Callable[[Tensor], Tensor], part: NDArray[np.uint8], size: int, device: torch.device
-    ) -> Tensor:
+    ) -> Float[Tensor, "patches channels"]:
         pixels = torch.zeros((size, *part.shape[1:]), dtype=torch.uint8, pin_memory=device.type == "cuda")
         pixels[: len(part)] = torch.from_numpy(np.ascontiguousarray(part))
         inputs = self.transform(pixels.to(device, non_blocking=True))
         with self._autocast(device):
             vectors = network(inputs)
-        if vectors.shape != (size, self.identity.dimension):
+        expected = [size, self.identity.dimension]
+        found = list(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+        if found != expected:
             raise ConfigError(
-                f"the encoder {self.identity.name} gives vectors of shape {list(vectors.shape[1:])}, expected "
-                f"[{self.identity.dimension}]; these are the weights or the program of another encoder"
+                f"the encoder {self.identity.name} gives {found} for {size} patches, expected vectors {expected}; "
+                "these are the weights or the program of another encoder"
             )
         return vectors[: len(part)].float().cpu()
 
@@ -134,7 +137,7 @@ class TorchEncoder:
             return torch.autocast(device.type, torch.float16)
         return nullcontext()
 
-    def _refuse_non_finite(self, vectors: Tensor, start: int) -> None:
+    def _refuse_non_finite(self, vectors: Float[Tensor, "patches channels"], start: int) -> None:
         stored = vectors.to(getattr(torch, self.identity.precision))
         bad = (~torch.isfinite(stored).all(dim=1)).nonzero()
         if len(bad):

@@ -18,6 +18,7 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class Transform:
         """Edge of the network's input for patches of `patch_px` pixels; below `crop_px` if they are too small."""
         return min(self.crop_px, self.resize_px or patch_px)
 
-    def __call__(self, patches: Tensor) -> Tensor:
+    def __call__(self, patches: UInt8[Tensor, "patches height width 3"]) -> Float[Tensor, "patches 3 crop_px crop_px"]:
         """Prepare a batch.
 
         Args:

@@ -125,8 +125,10 @@ def test_padding_never_shows(patches) -> None:
 
 
 def test_another_dimension_is_refused(patches) -> None:
-    with pytest.raises(ConfigError, match=r"gives vectors of shape \[7\], expected \[5\]"):
+    with pytest.raises(ConfigError, match=r"gives \[8, 7\] for 8 patches, expected vectors \[8, 5\]"):
         encoder(load=LoadLinear(7))(patches(2, 16))
+    with pytest.raises(ConfigError, match=r"gives tuple for 8 patches"):
+        encoder(load=lambda device: lambda inputs: (inputs, inputs))(patches(2, 16))
 
 
 def test_bfloat16_computes_with_eight_bits(patches) -> None:
