@@ -237,7 +237,7 @@ def _leave(interrupted: Interrupted) -> int:
     if not interrupted.is_first_process:
         return 0
     job = slurm_job(os.environ)
-    reason = "" if job is None else requeue(job)
+    reason = "" if job is None else requeue(os.environ)
     stopped = f"stopped by {interrupted.signal} after writing {interrupted.checkpoint}"
     if job is not None and not reason:
         print(f"{stopped}; SLURM job {job} comes back and goes on there", file=sys.stderr)

@@ -11,9 +11,6 @@ import subprocess
 from collections.abc import Mapping
 from typing import Final
 
-_ASK: Final = ("RUNNING", "TIMEOUT")
-"""States of a job that will not come back by itself, but may; after `scontrol requeue` by hand it is another."""
-
 _TIMEOUT_S: Final = 60
 
 
@@ -24,25 +21,25 @@ def slurm_job(environment: Mapping[str, str]) -> str | None:
     return environment.get("SLURM_JOB_ID")
 
 
-def requeue(job: str) -> str:
-    """Has SLURM start a job again.
-
-    Args:
-        job: `slurm_job`.
+def requeue(environment: Mapping[str, str]) -> str:
+    """Has SLURM start this process's job again, unless it does so already.
 
     Returns:
         Why the job does not come back; empty when it does.
     """
+    job = slurm_job(environment)
+    if job is None:
+        return "SLURM_JOB_ID is not set"
     try:
         shown = _scontrol("show", "job", "--oneliner", job)
         values = dict(word.split("=", 1) for word in shown.split() if "=" in word)
-        if values.get("BatchFlag") != "1":
+        if values["BatchFlag"] != "1":
             return "it was not submitted with sbatch"
-        if values.get("JobState") == "CANCELLED":
-            return "it was cancelled"
-        if values.get("JobState") in _ASK:
+        if values["JobState"] == "RUNNING":
             _scontrol("requeue", job)
-    except (OSError, subprocess.SubprocessError) as error:
+        elif int(values["Restarts"]) <= int(environment.get("SLURM_RESTART_COUNT", "0")):
+            return "SLURM has ended it, because somebody cancelled it or its time is over"
+    except (OSError, KeyError, ValueError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
         return f"scontrol failed: {' '.join(str(said).split())}"
     return ""

@@ -110,6 +110,10 @@ class RunRecorder(SaveResolvedConfig):
         _write_json(run_dir / ENVIRONMENT_FILE, environment(trainer))
         self._write(run_dir)
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """A run that goes on in the middle of an epoch does not start it."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Looks at clock and learning rate."""
         self._epoch_began_s, self._validated = time.monotonic(), False

@@ -183,10 +183,8 @@ def _requeue(words: list[str]) -> int:
     code = int(words[0])
     if code != EXIT_TERMINATED:
         return code
-    job = slurm_job(os.environ)
-    reason = "it is none: SLURM_JOB_ID is not set" if job is None else requeue(job)
-    if reason:
+    if reason := requeue(os.environ):
         print(f"the job does not come back: {reason}", file=sys.stderr)
         return code
-    print(f"SLURM job {job} comes back and goes on", file=sys.stderr)
+    print(f"SLURM job {slurm_job(os.environ)} comes back and goes on", file=sys.stderr)
     return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from span_sparse.datasets.batch import SlideBatch, SlideSample, collate
@@ -29,7 +30,13 @@ class SlideLoader(DataLoader[SlideSample]):
 
     def __init__(self, dataset: Dataset[SlideSample], num_workers: int, **batches: Any) -> None:
         super().__init__(
-            dataset, num_workers=num_workers, collate_fn=collate, persistent_workers=num_workers > 0, **batches
+            dataset,
+            num_workers=num_workers,
+            collate_fn=collate,
+            persistent_workers=num_workers > 0,
+            # starting workers draws a number; from the global generator, dropout would be another one after a restart
+            generator=torch.Generator(),
+            **batches,
         )
 
     def __iter__(self) -> Iterator[SlideBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]

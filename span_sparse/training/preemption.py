@@ -4,7 +4,7 @@
 2. After a step of the optimiser all processes ask each other whether anybody has a note. In the middle of accumulated
    gradients, and where a validation comes next, they wait for the next step.
 3. They write one checkpoint, `resume.ckpt` in the run folder: what Lightning keeps, the position in the epoch
-   (`TrainingLoader`) and every process's random generators. Then all leave with `Interrupted`.
+   (`TrainingLoader`), every process's random generators and sums of the epoch. Then all leave with `Interrupted`.
 4. A run folder with a `resume.ckpt` is a run that was interrupted: training into it goes on there. The file goes when
    the run is complete.
 
@@ -25,11 +25,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from span_sparse import signals
 from span_sparse.training.checkpoint_io import AtomicCheckpointIO
+from span_sparse.training.epoch_sums import EpochSums, add_epoch_sums, epoch_sums
 from span_sparse.training.random_state import gathered, random_state, restore_random_state
 
 RESUME_FILE: Final = "resume.ckpt"
 
 _STATES: Final = "random_states"
+_SUMS: Final = "epoch_sums"
 _STOPPED_EARLY: Final = "stopped_early"
 
 
@@ -74,6 +76,8 @@ class Preemption(lightning.Callback):
 
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] = []
+        self._restored_sums: list[EpochSums] = []
+        self._sums: list[EpochSums] = []
         self._leaving_for = 0
 
     def on_save_checkpoint(
@@ -81,6 +85,7 @@ class Preemption(lightning.Callback):
     ) -> None:
         """Adds the random generators of all processes, and whether early stopping has ended the training."""
         checkpoint[_STATES] = gathered(random_state(trainer.strategy.root_device))
+        checkpoint[_SUMS] = self._sums
         checkpoint[_STOPPED_EARLY] = trainer.should_stop
 
     def on_load_checkpoint(
@@ -88,7 +93,7 @@ class Preemption(lightning.Callback):
     ) -> None:
         """Keeps the random generators until the training starts: building it draws numbers."""
         if trainer.state.fn == TrainerFn.FITTING:
-            self._restored = checkpoint.get(_STATES, [])
+            self._restored, self._restored_sums = checkpoint.get(_STATES, []), checkpoint.get(_SUMS, [])
             trainer.should_stop = checkpoint.get(_STOPPED_EARLY, False)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -106,11 +111,16 @@ class Preemption(lightning.Callback):
         batch_idx: int,
     ) -> None:
         """Saves after a step of the optimiser when any process was asked to stop."""
+        if self._restored_sums:
+            add_epoch_sums(trainer, self._restored_sums[trainer.global_rank])
+            self._restored_sums = []
         if not _between_steps(trainer):
             return
         if trainer.strategy.reduce_boolean_decision(bool(signals.requested()), all=False):
             self._leaving_for = max(gathered(signals.requested()))
+            self._sums = gathered(epoch_sums(trainer))
             self._save(trainer)
+            self._sums = []
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int

@@ -120,5 +120,5 @@ def test_a_cancelled_training_does_not_come_back(training, submit, tmp_path) -> 
     subprocess.run(["scancel", job.number], check=True)
     assert job.wait() == "CANCELLED"
     assert job.values()["Restarts"] == "0"
-    assert "does not come back: it was cancelled. The same command goes on there" in job.text()
+    assert "does not come back: SLURM has ended it, because somebody cancelled it" in job.text()
     assert (run / "resume.ckpt").exists()

@@ -62,9 +62,15 @@ def same(first: Path, second: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def validations(run: Path) -> pd.DataFrame:
+def history(run: Path) -> pd.DataFrame:
+    """The logged figures of every epoch, from the logs of all starts."""
     tables = [pd.read_csv(path) for path in sorted(run.glob("logs/version_*/metrics.csv"))]
-    return pd.concat(tables).dropna(subset="val_loss")[["epoch", "step", "val_loss"]].reset_index(drop=True)
+    rows = pd.concat(tables).groupby("epoch").first().dropna(subset="train_loss").reset_index()
+    kept = pd.read_csv(run / "history.csv")
+    assert kept["epoch"].tolist() == rows["epoch"].tolist()
+    assert (kept["learning_rate"] > 0).all()
+    assert (kept["seconds"] < 1000).all()
+    return rows[["epoch", "step", "train_loss", *(name for name in rows if name.startswith("val_"))]]
 
 
 @pytest.mark.parametrize(
@@ -87,5 +93,7 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(train, tmp_path, capsys, 
         assert same(*(tmp_path / run / "checkpoints" / f"{name}.ckpt" for run in ("whole", "stopped")))
     assert not (tmp_path / "stopped" / "resume.ckpt").exists()
     assert not (tmp_path / "whole" / "resume.ckpt").exists()
-    assert (tmp_path / "stopped" / "predictions.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
-    pd.testing.assert_frame_equal(validations(tmp_path / "stopped"), validations(tmp_path / "whole"))
+    assert (tmp_path / "stopped" / "predictions.csv").read_bytes() == (
+        tmp_path / "whole" / "predictions.csv"
+    ).read_bytes()
+    pd.testing.assert_frame_equal(history(tmp_path / "stopped"), history(tmp_path / "whole"))
