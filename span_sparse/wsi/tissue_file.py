@@ -94,6 +94,7 @@ def _read_picture(path: Path) -> NDArray[np.bool_]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("error", UserWarning)  # "Truncated File Read", "Corrupt EXIF data", ...
             with Image.open(path, formats=("PNG", "TIFF")) as image:
                 opacity = image.has_transparency_data and image.mode in ("RGBA", "LA")
                 pixels = np.asarray(image)
@@ -101,7 +102,7 @@ def _read_picture(path: Path) -> NDArray[np.bool_]:
         raise AnnotationError(
             f"{path}: is too large for a tissue mask ({error}); 8 µm per pixel is enough, make it smaller"
         ) from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # whatever Pillow's readers raise on a damaged file: KeyError, struct.error, ...
         raise AnnotationError(
             f"{path}: cannot be read as a tissue mask ({error}); expected PNG, TIFF or GeoJSON (.geojson, .json)"
         ) from error

@@ -79,6 +79,25 @@ def test_a_fold_is_a_dense_ribbon():
     assert not folds(picture, np.zeros_like(tissue), 8.0).any()
 
 
+def test_a_broad_band_is_no_fold():
+    """Ribbons of 200 and of 320 µm, equally dense; the broader is a layer of tissue."""
+    tissue = np.ones((400, 400), bool)
+    picture = canvas(PINK, 400, 400)
+    doubled = canvas(tuple(int(value**2 / 255) for value in PINK), 400, 400)
+    picture[50:75, 20:380] = doubled[50:75, 20:380]
+    narrow = folds(picture, tissue, 8.0)
+    assert narrow[52:73, 22:378].all()
+    picture[50:90, 20:300] = doubled[50:90, 20:300]
+    assert not folds(picture, tissue, 8.0).any()
+
+
+def test_sharpness_does_not_depend_on_the_contrast():
+    picture = nuclei(128, 128)
+    pale = (255 - (255 - picture.astype(float)) / 3).astype(np.uint8)
+    assert sharpness(pale) == pytest.approx(sharpness(picture), rel=0.1)
+    assert sharpness(np.full((64, 64, 3), 200, np.uint8)) == np.inf
+
+
 def nuclei(height_px: int, width_px: int) -> np.ndarray:
     """Tissue at 1 µm/px: purple discs of 8 µm on pink."""
     rng = np.random.default_rng(0)
@@ -126,6 +145,16 @@ def test_segmentation_leaves_out_what_is_rejected_and_says_how_much(make_slide):
     assert shares["pen"] == pytest.approx(tissue.removed["pen"].sum() / area)
     assert 0.1 < shares["blur"] < 0.5
     assert shares["folds"] == 0
+
+
+def test_what_is_rejected_is_not_filled_as_a_hole(make_slide):
+    picture = np.full((800, 1200, 3), GLASS, np.uint8)
+    picture[100:700, 100:1100] = PINK
+    picture[300:500, 400:900] = PENS["green"]
+    with open_slide(make_slide([picture], mpp=1.0)) as slide:
+        tissue = segment_tissue(slide, 1.0, TissueSettings(max_hole_mm2=5.0))
+    assert not tissue.mask[38:62, 51:112].any()
+    assert tissue.mask[14:32, 14:136].all()
 
 
 @pytest.mark.realdata

@@ -232,6 +232,15 @@ def test_boxes_of_a_level_lie_within_a_tenth_of_its_pixel(make_slide, height, wi
             assert centre == pytest.approx((17.0, 14.5), abs=0.1)
 
 
+def test_every_start_on_a_strip_can_be_read(make_slide):
+    """Where OpenSlide's position of a level pixel is rounded up past the box, the pixel before is needed too."""
+    ramp_px0 = np.linspace(0, 255, 4001).astype(np.uint8)[None, :, None].repeat(203, axis=0).repeat(3, axis=2)
+    with open_slide(make_slide([ramp_px0, area_means(ramp_px0, 50, 996)])) as slide:
+        for left in range(0, 3900, 7):
+            region = slide.read_region(BoxPx0(left, 4, left + 41, 45), 10)
+            assert region.mean() == pytest.approx((left + 20.5) / 4001 * 255, abs=1.0)
+
+
 def test_not_a_slide(tmp_path):
     with pytest.raises(SlideError, match="no such file"):
         open_slide(tmp_path / "absent.svs")

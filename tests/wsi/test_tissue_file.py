@@ -125,6 +125,27 @@ def test_files_that_do_not_fit(tmp_path, monkeypatch):
         mask_of(tmp_path / "m.png", slide, 10)
 
 
+def test_damaged_pictures_are_one_line_or_a_mask(tmp_path):
+    """Bytes changed in the header of a TIFF and a PNG; Pillow answers with all kinds of exceptions and warnings."""
+    rng = np.random.default_rng(0)
+    refused: list[str] = []
+    for suffix in ("png", "tif"):
+        path = tmp_path / f"m.{suffix}"
+        Image.fromarray(np.ones((20, 40), np.uint8)).save(path)
+        whole = path.read_bytes()
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, min(len(whole), 200), 3):
+                damaged[place] = rng.integers(0, 256)
+            path.write_bytes(damaged)
+            try:
+                assert mask_of(path, Slide(400, 200), 20).shape == (10, 20)
+            except AnnotationError as error:
+                refused.append(str(error))
+    assert len(refused) > 50
+    assert not any("\n" in message for message in refused)
+
+
 def test_the_mask_is_taken_as_it_is(make_slide, tmp_path):
     """A single pixel of a blank slide counts: nothing is dropped or rejected, and no colour is asked for."""
     pixels = np.zeros((40, 50), np.uint8)
