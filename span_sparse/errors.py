@@ -58,3 +58,7 @@ class CheckpointError(SpanError):
 
 class PredictionTableError(SpanError):
     """A prediction table lacks columns or holds values that no statistic can use."""
+
+
+class TrainingError(SpanError):
+    """A training cannot go on."""

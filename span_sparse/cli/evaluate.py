@@ -7,6 +7,7 @@ predicted and no metrics are written.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,24 @@ from jsonargparse import ArgumentParser, Namespace
 
 if TYPE_CHECKING:
     from span_sparse.cohort import CohortTable
+    from span_sparse.datasets import AnyTask
     from span_sparse.datasets.slide_dataset import SlideItem
+    from span_sparse.datasets.targets import SlideTarget
     from span_sparse.store import FeatureStore
 
 DESCRIPTION = "Apply a checkpoint to a store: predictions, metrics with intervals, ROC and confusion pictures."
+
+
+_SHOWN = {
+    "auc": "AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "c_index": "C-index",
+    "dice": "Dice",
+    "pooled_dice": "Dice over all patches",
+    "mae": "mean absolute error",
+    "pearson": "Pearson's r",
+}
 
 
 def build_parser() -> ArgumentParser:
@@ -51,11 +66,11 @@ def run(args: Namespace) -> int:
     from rich.progress import track
 
     from span_sparse.cohort import read_cohort
-    from span_sparse.datasets import SlideDataset
+    from span_sparse.datasets import SegmentationTask, SlideDataset
     from span_sparse.errors import ConfigError
-    from span_sparse.evaluation import parse_predictions, write_evaluation
+    from span_sparse.evaluation import write_results
     from span_sparse.store import FeatureStore
-    from span_sparse.training.checkpoint import load_classifier
+    from span_sparse.training.checkpoint import load_model
     from span_sparse.training.prediction import predict_slides, prediction_frame
 
     if args.batch_size < 1 or args.num_workers < 0 or args.resamples < 1:
@@ -65,14 +80,13 @@ def run(args: Namespace) -> int:
         )
     if args.split is not None and args.cohort is None:
         raise ConfigError(f"--split {args.split}: the splits are in a cohort table; give --cohort")
-    model = load_classifier(args.checkpoint)
+    model = load_model(args.checkpoint)
     task = model.task
-    assert task is not None
     store = FeatureStore(args.store)
     cohort = read_cohort(args.cohort) if args.cohort is not None else None
-    items, splits = _slides(args, store, cohort, task.class_names)
+    items, splits = _slides(args, store, cohort, task)
     task.check_features(*store.common_identity([item.slide_id for item in items]), where=str(args.store))
-    dataset = SlideDataset(store, items)
+    dataset = SlideDataset(store, items, segmentation=task if isinstance(task, SegmentationTask) else None)
     num_batches = -(-len(items) // args.batch_size)
     outcomes = predict_slides(
         model.to(_device(args.device)),
@@ -81,10 +95,9 @@ def run(args: Namespace) -> int:
         num_workers=args.num_workers,
         progress=track(range(num_batches), description="predicting"),
     )
-    frame = prediction_frame(outcomes, items, task.class_names, split=splits)
-    table = parse_predictions(frame, source=str(args.output / "predictions.csv"))
+    frame = prediction_frame(model, outcomes, items, split=splits)
     about = {"run": {"checkpoint": str(args.checkpoint), "store": str(args.store)}}
-    files = write_evaluation(args.output, table, resamples=args.resamples, seed=args.seed, about=about)
+    files = write_results(args.output, frame, task.kind, resamples=args.resamples, seed=args.seed, about=about)
     for split, metrics in files.metrics.items():
         print(f"{split}: {_summary(metrics)}")
     for note in files.notes:
@@ -94,18 +107,18 @@ def run(args: Namespace) -> int:
 
 
 def _slides(
-    args: Namespace, store: FeatureStore, cohort: CohortTable | None, class_names: tuple[str, ...]
+    args: Namespace, store: FeatureStore, cohort: CohortTable | None, task: AnyTask
 ) -> tuple[list[SlideItem], list[str]]:
     """The slides to predict, with their labels where known, and the split of each."""
-    from span_sparse.datasets.batch import NO_LABEL
     from span_sparse.datasets.slide_dataset import SlideItem
     from span_sparse.errors import CohortError, StoreError
 
     if cohort is None:
         metadata = [store.metadata(slide) for slide in store.slide_ids]
-        return [SlideItem(one.slide_id, one.case_id or one.slide_id) for one in metadata], ["all"] * len(metadata)
+        unknown = (math.nan,) * len(task.target_names)
+        items = [SlideItem(one.slide_id, one.case_id or one.slide_id, targets=unknown) for one in metadata]
+        return items, ["all"] * len(metadata)
     columns = cohort.frame.columns
-    label_of = cohort.labels(args.label) if args.label in columns else {}
     split_of = cohort.splits(args.split_column) if args.split_column in columns else {}
     slides = [slide for slide in cohort.slide_ids if args.split is None or split_of.get(slide) == args.split]
     if not slides:
@@ -120,15 +133,31 @@ def _slides(
             "`span extract` (it resumes), or leave them out with --skip-missing"
         )
     present = [slide for slide in slides if store.has(slide)]
-    unknown = sorted({label for slide in present if (label := label_of.get(slide)) is not None} - set(class_names))
+    targets = _targets(args, cohort, present, task)
+    items = [SlideItem(slide, cohort.case_of(slide), *targets[slide]) for slide in present]
+    return items, [split_of.get(slide, "all") for slide in present]
+
+
+def _targets(args: Namespace, cohort: CohortTable, slides: list[str], task: AnyTask) -> dict[str, SlideTarget]:
+    """What is known of each slide; nothing where the table lacks the task's columns."""
+    from span_sparse.datasets import ClassificationTask
+    from span_sparse.datasets.batch import NO_LABEL
+    from span_sparse.datasets.targets import SlideTarget, read_targets
+    from span_sparse.errors import CohortError
+
+    if not isinstance(task, ClassificationTask):
+        if not set(task.target_names) <= set(cohort.frame.columns):
+            return dict.fromkeys(slides, SlideTarget(NO_LABEL, (math.nan,) * len(task.target_names)))
+        return read_targets(task, cohort, dict.fromkeys(slides, "test"), args.split_column)[1]
+    label_of = cohort.labels(args.label) if args.label in cohort.frame.columns else {}
+    unknown = sorted({label for slide in slides if (label := label_of.get(slide)) is not None} - set(task.class_names))
     if unknown:
         raise CohortError(
-            f"{args.cohort}: column {args.label!r} holds {unknown}, the checkpoint knows {list(class_names)}; "
+            f"{args.cohort}: column {args.label!r} holds {unknown}, the checkpoint knows {list(task.class_names)}; "
             "name the right column with --label"
         )
-    indices = {name: index for index, name in enumerate(class_names)} | {None: NO_LABEL}
-    items = [SlideItem(slide, cohort.case_of(slide), indices[label_of.get(slide)]) for slide in present]
-    return items, [split_of.get(slide, "all") for slide in present]
+    indices = {name: index for index, name in enumerate(task.class_names)} | {None: NO_LABEL}
+    return {slide: SlideTarget(indices[label_of.get(slide)]) for slide in slides}
 
 
 def _device(name: str) -> str:
@@ -151,7 +180,7 @@ def _device(name: str) -> str:
 
 def _summary(metrics: dict[str, Any]) -> str:
     parts = []
-    for name, words in (("auc", "AUC"), ("balanced_accuracy", "balanced accuracy"), ("f1", "F1")):
+    for name, words in _SHOWN.items():
         if metrics.get(name) is not None:
             interval = metrics.get(f"{name}_ci")
             parts.append(

@@ -35,8 +35,8 @@ from span_sparse.cli.run_folder import summary
 from span_sparse.cli.run_record import RunRecorder, default_loggers
 from span_sparse.datasets import AnyTask
 from span_sparse.errors import ConfigError
-from span_sparse.models import NetworkConfig
-from span_sparse.training import SlideClassifier
+from span_sparse.models import NetworkConfig, SpanUnetConfig
+from span_sparse.training import TaskModule
 from span_sparse.training.checkpoint import checked_checkpoint
 from span_sparse.training.prediction import prediction_frame
 from span_sparse.training.preemption import Interrupted, make_preemptible, resume_path
@@ -132,7 +132,7 @@ class SpanCLI(LightningCLI):
         if (
             self.trainer.interrupted
             or getattr(self.trainer, "fast_dev_run", False)
-            or not isinstance(self.model, SlideClassifier)
+            or not isinstance(self.model, TaskModule)
         ):
             return
         if self.datamodule.items("test"):
@@ -145,18 +145,14 @@ class SpanCLI(LightningCLI):
     def after_test(self) -> None:
         """Writes predictions, metrics and pictures of the test split into the run's folder."""
         model, data, trainer = self.model, self.datamodule, self.trainer
-        if not trainer.is_global_zero or not isinstance(model, SlideClassifier) or model.test_outcomes is None:
+        if not trainer.is_global_zero or not isinstance(model, TaskModule) or model.test_outcomes is None:
             return
-        from span_sparse.evaluation import parse_predictions, write_evaluation
+        from span_sparse.evaluation import write_results
 
-        assert model.task is not None
         items = data.items("test")
-        frame = prediction_frame(
-            model.test_outcomes, items, model.task.class_names, split=["test"] * len(items), fold=data.split_column
-        )
+        frame = prediction_frame(model, model.test_outcomes, items, split=["test"] * len(items), fold=data.split_column)
         run_dir = Path(trainer.default_root_dir)
-        table = parse_predictions(frame, source=str(run_dir / "predictions.csv"))
-        files = write_evaluation(run_dir, table, about={"run": self._about()})
+        files = write_results(run_dir, frame, model.task.kind, about={"run": self._about()})
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         self._print(summary(run_dir, files.metrics.get("test", {}), best))
 
@@ -256,7 +252,7 @@ def enable_network_classes() -> None:
     jsonargparse takes a data class for its fields and ignores `class_path`: of two networks or tasks with the same
     settings the first one of the union would be built, and config.yaml would not say which.
     """
-    set_parsing_settings(subclasses_enabled=[*get_args(NetworkConfig), *get_args(AnyTask)])
+    set_parsing_settings(subclasses_enabled=[*get_args(NetworkConfig), SpanUnetConfig, *get_args(AnyTask)])
 
 
 def _verb_settings(verb: str) -> Iterator[tuple[str, str]]:

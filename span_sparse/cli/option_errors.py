@@ -59,8 +59,18 @@ def _unknown_argument(before: str, option: str) -> str:
     module, _, name = classes[-1].rpartition(".")
     owner = getattr(importlib.import_module(module), name, None) if module else None
     keys = ".".join(_PARSER_KEY.findall(before))
-    parameters = [] if owner is None else [key for key in inspect.signature(owner).parameters if key != "self"]
-    return f"{keys}: {name} has no setting {option!r}{_suggestion(option, parameters)}"
+    return f"{keys}: {name} has no setting {option!r}{_suggestion(option, _parameters(owner))}"
+
+
+def _parameters(owner: object) -> list[str]:
+    """Settings of a class, with those that it hands on to its base by `**settings`."""
+    names: list[str] = []
+    for base in inspect.getmro(owner) if isinstance(owner, type) else ():
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names += [one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+        if not any(one.kind == one.VAR_KEYWORD for one in parameters):
+            break
+    return [name for name in dict.fromkeys(names) if name != "self"]
 
 
 def _suggestion(wrong: str, known: Iterable[str]) -> str:

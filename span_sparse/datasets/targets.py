@@ -71,7 +71,8 @@ def read_targets(
     else:
         assert isinstance(task, SurvivalTask)
         values = table.rows(task.target_names, [_duration, _binary])
-        if not any(event for _, event in table.training(values)):
+        training = table.training(values)
+        if training and not any(event for _, event in training):
             raise CohortError(
                 f"{cohort.path}: column {task.event_column!r} is 1 for no training slide; survival is learnt from "
                 "events, correct the column or the split"

@@ -84,7 +84,7 @@ def write_evaluation(
                 notes.append(f"split {shown}: {metrics[shown]['notes']['auc']}, so no {name}")
             else:
                 written.extend(write_figure(figure, output_dir / name))
-    _remove_stale(output_dir, written)
+    remove_stale(output_dir, written)
     if metrics:
         text = json.dumps({**metrics, **(about or {})}, indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(output_dir / METRICS_FILE, f"{text}\n".encode())
@@ -107,7 +107,8 @@ def _only(table: PredictionTable, splits: Iterable[str]) -> PredictionTable:
     return PredictionTable(table.frame.loc[rows].reset_index(drop=True), table.class_names, table.source)
 
 
-def _remove_stale(output_dir: Path, written: list[Path]) -> None:
+def remove_stale(output_dir: Path, written: list[Path]) -> None:
+    """Remove the pictures of an earlier evaluation that this one has not written."""
     for name in (ROC, CONFUSION):
         for path in ((output_dir / name).with_suffix(suffix) for suffix in (".png", ".svg")):
             if path not in written:

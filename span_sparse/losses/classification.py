@@ -11,21 +11,31 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+_TINY = 1e-12
+"""Keeps the gradient of `(1 − p)^γ` finite where p is 1."""
+
 
 def cross_entropy(
     logits: Float[Tensor, "slides classes"],
     labels: Int64[Tensor, " slides"],
     class_weights: Float[Tensor, " classes"] | None = None,
+    *,
+    focal_gamma: float = 0.0,
 ) -> Float[Tensor, " slides"]:
     """Cross-entropy of every slide, NaN where the label is negative (unknown).
+
+    With `focal_gamma` γ > 0 the focal loss `−(1 − p)^γ log p`, p of the true class (Lin et al., ICCV 2017, equation 4).
 
     Args:
         logits: unnormalised log-probabilities.
         labels: class indices.
         class_weights: factor of each class.
+        focal_gamma: γ.
     """
     known = labels.clamp(min=0)
     losses = F.cross_entropy(logits, known, reduction="none")
+    if focal_gamma > 0:
+        losses = losses * (-torch.expm1(-losses)).clamp(min=_TINY) ** focal_gamma
     if class_weights is not None:
         losses = losses * class_weights.to(losses.dtype)[known]
     return losses.masked_fill(labels < 0, torch.nan)

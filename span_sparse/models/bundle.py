@@ -63,7 +63,8 @@ def load_network(path: Path) -> nn.Module:
         network = build_network(
             config, num_features=int(task["encoder"]["dimension"]), num_classes=len(task["class_names"])
         )
-        weights = {name.removeprefix(_PREFIX): tensor for name, tensor in bundle["state_dict"].items()}
+        saved = bundle["state_dict"].items()  # a task's module may have tensors of its own besides
+        weights = {name.removeprefix(_PREFIX): tensor for name, tensor in saved if name.startswith(_PREFIX)}
         network.load_state_dict(weights)
     except SpanError:
         raise

@@ -10,11 +10,13 @@ before the first layer runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from span_sparse.nn.down_sampling import DownSampling
 from span_sparse.nn.global_tokens import GlobalTokens
@@ -41,11 +43,15 @@ class StageOutput(NamedTuple):
     attention: Float[Tensor, "globals heads tokens"] | None
 
 
-def _refine(layers: nn.ModuleList, tokens: StageOutput, level: Level, *, locals_needed: bool = True) -> StageOutput:
-    """Runs the layers of one level in order."""
+def _refine(
+    layers: nn.ModuleList, tokens: StageOutput, level: Level, *, locals_needed: bool = True, recompute: bool = False
+) -> StageOutput:
+    """Runs the layers of one level in order; `recompute` keeps nothing of a layer but its input for the gradients."""
     local_tokens, global_tokens, attention = tokens
     for position, layer in enumerate(layers, start=1):
         needed = locals_needed or position < len(layers)
+        if recompute and torch.is_grad_enabled():
+            layer = partial(checkpoint, layer, use_reentrant=False)
         local_tokens, global_tokens, attention = layer(local_tokens, global_tokens, level, locals_needed=needed)
     return StageOutput(local_tokens, global_tokens, attention)
 
@@ -57,6 +63,9 @@ class EncoderStage(nn.Module):
         down: from the finer level.
         layers: refine this level, in order.
         locals_needed: whether anything reads the local tokens after the last layer.
+
+    Attributes:
+        recompute: whether the backward pass computes the layers again instead of finding what they computed in memory.
     """
 
     def __init__(self, down: DownSampling | None, layers: Sequence[nn.Module], *, locals_needed: bool) -> None:
@@ -64,6 +73,7 @@ class EncoderStage(nn.Module):
         self.down = down
         self.layers = nn.ModuleList(layers)
         self.locals_needed = locals_needed
+        self.recompute = False
 
     def forward(self, tokens: StageOutput, finer: Level | None, level: Level) -> StageOutput:
         """Condenses the tokens of `finer` into those of `level`, then refines them."""
@@ -71,7 +81,7 @@ class EncoderStage(nn.Module):
         if self.down is not None:
             local_tokens, global_tokens = self.down(local_tokens, global_tokens, finer, level)
         start = StageOutput(local_tokens, global_tokens, None)
-        return _refine(self.layers, start, level, locals_needed=self.locals_needed)
+        return _refine(self.layers, start, level, locals_needed=self.locals_needed, recompute=self.recompute)
 
 
 class PyramidEncoder(nn.Module):
@@ -134,6 +144,9 @@ class DecoderStage(nn.Module):
         connection: how the encoder's tokens of this level join.
         fuse: None joins after the layers (the authors' default); a Linear joins before them and brings the width back.
         fuse_tokens: beside `fuse`, for the global tokens.
+
+    Attributes:
+        recompute: as in `EncoderStage`.
     """
 
     def __init__(
@@ -149,16 +162,18 @@ class DecoderStage(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.connection: Connection = connection
         self.fuse, self.fuse_tokens = fuse, fuse_tokens
+        self.recompute = False
 
     def forward(self, tokens: StageOutput, skip: StageOutput, coarser: Level, level: Level) -> StageOutput:
         """Spreads the tokens over `level` and joins the encoder's."""
         local_tokens, global_tokens = self.up(tokens.local_tokens, tokens.global_tokens, coarser)
         here = StageOutput(local_tokens, global_tokens, None)
         if self.fuse is None or self.fuse_tokens is None:
-            return self._joined(_refine(self.layers, here, level), skip)
+            return self._joined(_refine(self.layers, here, level, recompute=self.recompute), skip)
         joined = self._joined(here, skip)
         global_tokens = self.fuse_tokens(joined.global_tokens, self.fuse)
-        return _refine(self.layers, StageOutput(self.fuse(joined.local_tokens), global_tokens, None), level)
+        fused = StageOutput(self.fuse(joined.local_tokens), global_tokens, None)
+        return _refine(self.layers, fused, level, recompute=self.recompute)
 
     def _joined(self, tokens: StageOutput, skip: StageOutput) -> StageOutput:
         if self.connection == "none":

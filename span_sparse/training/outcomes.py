@@ -7,15 +7,13 @@ is wrong for uneven shares and for anything that is not a mean, such as the AUC.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
-
-from span_sparse.datasets.batch import NO_LABEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,33 +22,14 @@ class Outcomes:
 
     Attributes:
         indices: position of each slide in its data set.
-        labels: class index or `NO_LABEL`.
-        probabilities: of every class.
-        losses: of each slide; NaN where unlabelled.
+        columns: tensors by name, each with one row a slide; which ones, the task's module says.
     """
 
     indices: Int64[Tensor, " slides"]
-    labels: Int64[Tensor, " slides"]
-    probabilities: Float[Tensor, "slides classes"]
-    losses: Float[Tensor, " slides"]
+    columns: Mapping[str, Tensor]
 
-    def metrics(self) -> dict[str, float]:
-        """Loss, AUC (macro one-versus-rest) and balanced accuracy of the labelled slides.
-
-        The AUC is left out where a class has no slide.
-        """
-        known = self.labels != NO_LABEL
-        labels, probabilities = self.labels[known], self.probabilities[known]
-        num_classes = probabilities.shape[1]
-        if not len(labels):
-            return {}
-        values = {
-            "loss": self.losses[known].mean().item(),
-            "balanced_accuracy": multiclass_accuracy(probabilities, labels, num_classes, average="macro").item(),
-        }
-        if len(labels.unique()) == num_classes:
-            values["auc"] = multiclass_auroc(probabilities, labels, num_classes, average="macro").item()
-        return values
+    def __getitem__(self, name: str) -> Tensor:
+        return self.columns[name]
 
 
 @dataclass(slots=True)
@@ -61,8 +40,8 @@ class OutcomeCollector:
 
     def add(self, part: Outcomes) -> None:
         """Keeps the rows of one batch, on the CPU."""
-        rows = (part.indices, part.labels, part.probabilities, part.losses)
-        self._parts.append(Outcomes(*(row.detach().cpu() for row in rows)))
+        columns = {name: column.detach().cpu() for name, column in part.columns.items()}
+        self._parts.append(Outcomes(part.indices.cpu(), columns))
 
     def gather(self) -> Outcomes:
         """The rows of all processes, each slide once, ordered by index; empties this collector."""
@@ -76,9 +55,19 @@ class OutcomeCollector:
         first = torch.ones(len(order), dtype=torch.bool)
         first[1:] = indices[order][1:] != indices[order][:-1]
         keep = order[first]
-        return Outcomes(
-            indices[keep],
-            torch.cat([part.labels for part in parts])[keep],
-            torch.cat([part.probabilities for part in parts])[keep],
-            torch.cat([part.losses for part in parts])[keep],
-        )
+        names = parts[0].columns
+        return Outcomes(indices[keep], {name: torch.cat([part[name] for part in parts])[keep] for name in names})
+
+
+def by_case(values: Tensor, case_ids: Sequence[str]) -> Tensor:
+    """Mean of the rows of each case, in order of first appearance.
+
+    Args:
+        values: one row a slide.
+        case_ids: of every row.
+    """
+    position = {case_id: number for number, case_id in enumerate(dict.fromkeys(case_ids))}
+    index = torch.tensor([position[case_id] for case_id in case_ids], dtype=torch.long)
+    sums = values.new_zeros(len(position), *values.shape[1:]).index_add_(0, index, values)
+    counts = torch.bincount(index, minlength=len(position)).to(values.dtype)
+    return sums / counts.view(-1, *[1] * (values.ndim - 1))

@@ -1,223 +1,113 @@
-"""How is a slide classifier trained? One step for training, validation, test and prediction.
-
-What the classifier is for (classes, encoder, lattice) comes from the data module when a run starts and from the
-checkpoint afterwards, so a checkpoint alone restores the model and says which features it accepts.
-"""
+"""How is a classifier of slides trained? Cross-entropy or focal loss; AUC and balanced accuracy."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
-import lightning
 import torch
-from jaxtyping import Float
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
 
 from span_sparse.datasets import ClassificationTask, SlideBatch
-from span_sparse.errors import CheckpointError, ConfigError
+from span_sparse.datasets.batch import NO_LABEL
+from span_sparse.datasets.slide_dataset import SlideItem
+from span_sparse.errors import ConfigError
 from span_sparse.losses import cross_entropy
-from span_sparse.models import (
-    NetworkConfig,
-    SpanMilConfig,
-    SpanUnetConfig,
-    build_network,
-    network_as_dict,
-    network_from_dict,
-)
-from span_sparse.training.optimisation import parameter_groups, warm_up_cosine
-from span_sparse.training.outcomes import OutcomeCollector, Outcomes
+from span_sparse.models import AttentionPoolingConfig, MeanPoolingConfig, NetworkConfig, SpanMilConfig
+from span_sparse.training.outcomes import Outcomes, by_case
+from span_sparse.training.task_module import StepOutput, TaskModule
 
 
-class StepOutput(NamedTuple):
-    """What every step computes.
-
-    Attributes:
-        logits: one row a slide.
-        losses: cross-entropy of every slide, NaN where unlabelled.
-    """
-
-    logits: Float[Tensor, "slides classes"]
-    losses: Float[Tensor, " slides"]
-
-
-class SlideClassifier(lightning.LightningModule):
-    """Classification of slides.
+class SlideClassifier(TaskModule):
+    """Classification of slides, one class each.
 
     Args:
         network: which network, with its settings.
-        learning_rate: peak learning rate of AdamW.
-        weight_decay: on weight matrices only.
-        warm_up_epochs: epochs of linear warm-up before the cosine.
         class_weights: weights of the classes in the loss, in the order of the classes; a slide's loss is multiplied by
-            the weight of its class, at any batch size.
-        task: what the classifier is for, as plain values; filled in from the data module and kept in the checkpoint.
+            the weight of its class, at any batch size. `balanced`: the inverse of the classes' shares of the training
+            slides, with mean 1 over these slides.
+        balanced_weights: what `balanced` came to; taken from the training slides and kept in the checkpoint.
+        focal_gamma: 0 for cross-entropy; above, slides that are classified well count less (Lin et al., ICCV 2017).
+        settings: as in `TaskModule`.
 
     Raises:
         ConfigError: settings that cannot work.
     """
 
-    network: nn.Module
+    task_type = ClassificationTask
+    network_types: ClassVar = (SpanMilConfig, MeanPoolingConfig, AttentionPoolingConfig)
 
     def __init__(
         self,
         network: NetworkConfig | None = None,
         *,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 1e-4,
-        warm_up_epochs: int = 0,
-        class_weights: list[float] | None = None,
-        task: dict[str, Any] | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        balanced_weights: list[float] | None = None,
+        focal_gamma: float = 0.0,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        if isinstance(network, dict):  # from a checkpoint
-            saved = network_from_dict(network)
-            if isinstance(saved, SpanUnetConfig):
-                raise CheckpointError("the checkpoint holds a SPAN-UNet, which labels patches, not slides")
-            network = saved
-        self.settings: NetworkConfig = SpanMilConfig() if network is None else network
-        if learning_rate <= 0 or weight_decay < 0 or warm_up_epochs < 0:
+        if focal_gamma < 0:
+            raise ConfigError(f"focal_gamma {focal_gamma} must not be negative; 0 is cross-entropy, 2 the usual value")
+        self.class_weights, self.focal_gamma = class_weights, focal_gamma
+        own = {"class_weights": class_weights, "balanced_weights": balanced_weights, "focal_gamma": focal_gamma}
+        super().__init__(network, own=own, **settings)
+
+    def num_outputs(self) -> int:
+        """One logit a class."""
+        return self.task.num_classes
+
+    def prepare(self, items: Sequence[SlideItem]) -> None:
+        """Class weights; see `TaskModule.prepare`."""
+        if self.class_weights == "balanced":
+            if items and self.own["balanced_weights"] is None:
+                labels = [item.label for item in items]
+                counts = [labels.count(label) for label in range(self.task.num_classes)]
+                self.own["balanced_weights"] = [len(labels) / (len(counts) * count) for count in counts]
+        elif self.class_weights is not None and len(self.class_weights) != self.task.num_classes:
             raise ConfigError(
-                f"learning_rate {learning_rate} must be positive, weight_decay {weight_decay} and "
-                f"warm_up_epochs {warm_up_epochs} not negative"
+                f"class_weights has {len(self.class_weights)} entries, the task {self.task.num_classes} classes: "
+                f"{list(self.task.class_names)}"
             )
-        self.learning_rate, self.weight_decay, self.warm_up_epochs = learning_rate, weight_decay, warm_up_epochs
-        self.class_weights = class_weights
-        self.task: ClassificationTask | None = None
-        self.outcomes = OutcomeCollector()
-        self.test_outcomes: Outcomes | None = None
-        if task is None:
-            self._remember()
-        else:
-            self._build(ClassificationTask.from_dict(task))
-
-    def _remember(self) -> None:
-        """Hyper-parameters as plain values: what `load_from_checkpoint` calls the constructor with."""
-        self.save_hyperparameters(
-            {
-                "network": network_as_dict(self.settings),
-                "learning_rate": self.learning_rate,
-                "weight_decay": self.weight_decay,
-                "warm_up_epochs": self.warm_up_epochs,
-                "class_weights": self.class_weights,
-                "task": None if self.task is None else self.task.as_dict(),
-            }
-        )
-
-    def _build(self, task: ClassificationTask) -> None:
-        if self.class_weights is not None and len(self.class_weights) != task.num_classes:
-            raise ConfigError(
-                f"class_weights has {len(self.class_weights)} entries, the task {task.num_classes} classes: "
-                f"{list(task.class_names)}"
-            )
-        self.task = task
-        self.network = build_network(self.settings, num_features=task.num_features, num_classes=task.num_classes)
-        self._remember()
-
-    def setup(self, stage: str) -> None:
-        """Builds the network for the data module's task, or checks that it fits the checkpoint's."""
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            return
-        if self.task is None:
-            self._build(data.task)
-            return
-        if self.task.class_names != data.task.class_names:
-            raise ConfigError(
-                f"{data.cohort_path}: classes {list(data.task.class_names)} do not match the checkpoint's "
-                f"{list(self.task.class_names)}; set data.class_names or use the cohort the model was trained for"
-            )
-        self.task.check_features(data.task.encoder, data.task.lattice, str(data.store_path))
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another network or task, and a resumed run whose optimiser is set otherwise.
-
-        Lightning would restore the optimiser's own learning rate and decay over those of the YAML, and weights of
-        another encoder of the same width without a word.
-
-        Raises:
-            CheckpointError: names every setting that differs.
-        """
-        saved: dict[str, Any] = checkpoint.get("hyper_parameters") or {}
-        if not isinstance(saved.get("network"), dict) or not isinstance(saved.get("task"), dict):
-            raise CheckpointError("the checkpoint does not say which network, classes and features it is for")
-        pairs = [
-            (f"network {key}", value, saved["network"].get(key))
-            for key, value in network_as_dict(self.settings).items()
-        ]
-        if self.task is not None:
-            task = ClassificationTask.from_dict(saved["task"])
-            pairs.append(("class names", list(self.task.class_names), list(task.class_names)))
-            pairs.append(("encoder", self.task.encoder, task.encoder))
-            pairs.append(("lattice", self.task.lattice, task.lattice))
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            pairs += [(key, getattr(self, key), saved.get(key)) for key in ("learning_rate", "weight_decay")]
-        differences = [f"{name}: {ours!r} != {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
-        if differences:
-            raise CheckpointError(
-                f"the settings differ from the checkpoint's (now != checkpoint): {'; '.join(differences)}. "
-                "Its settings are in the config.yaml of its run folder; with others, start a new run"
-            )
-
-    def on_fit_start(self) -> None:
-        """Says how large the network is."""
-        total = sum(parameter.numel() for parameter in self.network.parameters())
-        trained = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
-        frozen = "" if trained == total else f", {total - trained:,} of them frozen because the head cannot reach them"
-        rank_zero_info(f"{type(self.network).__name__}: {total:,} parameters{frozen}")
-
-    def forward(self, batch: SlideBatch) -> Float[Tensor, "slides classes"]:
-        """Logits of every slide of a batch."""
-        return self.network(batch.features, batch.coords, batch.num_slides)
 
     def _batch_step(self, batch: SlideBatch) -> StepOutput:
         logits = self(batch).float()
-        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
-        return StepOutput(logits, cross_entropy(logits, batch.labels, weights))
+        weights = self.own["balanced_weights"] if self.class_weights == "balanced" else self.class_weights
+        factors = None if weights is None else logits.new_tensor(weights)
+        losses = cross_entropy(logits, batch.labels, factors, focal_gamma=self.focal_gamma)
+        return StepOutput(losses, {"labels": batch.labels, "probabilities": logits.softmax(dim=1)})
 
-    def training_step(self, batch: SlideBatch, batch_index: int) -> Float[Tensor, ""]:
-        """Mean loss of the batch."""
-        loss = self._batch_step(batch).losses.mean()
-        self.log(
-            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch.num_slides, sync_dist=True
-        )
-        return loss
+    def figures(self, outcomes: Outcomes, case_ids: Sequence[str]) -> dict[str, float]:
+        """Loss, AUC (macro one-versus-rest) and balanced accuracy of the labelled slides.
 
-    def validation_step(self, batch: SlideBatch, batch_index: int) -> None:
-        """Collects the outcome of each slide."""
-        self.outcomes.add(self._outcomes(batch))
+        Where cases have several slides and one class each, also `case_auc` of the mean probabilities of each case. An
+        AUC is left out where a class does not occur.
+        """
+        known = outcomes["labels"] != NO_LABEL
+        labels, probabilities = outcomes["labels"][known], outcomes["probabilities"][known]
+        if not len(labels):
+            return {}
+        balanced = multiclass_accuracy(probabilities, labels, probabilities.shape[1], average="macro")
+        values = {"loss": outcomes["loss"][known].mean().item(), "balanced_accuracy": balanced.item()}
+        values |= _auc("auc", probabilities, labels)
+        cases = [case_id for case_id, is_known in zip(case_ids, known.tolist(), strict=True) if is_known]
+        case_labels = by_case(labels.double(), cases)
+        if len(case_labels) < len(labels) and torch.equal(case_labels, case_labels.round()):
+            values |= _auc("case_auc", by_case(probabilities, cases), case_labels.long())
+        return values
 
-    def test_step(self, batch: SlideBatch, batch_index: int) -> None:
-        """Collects the outcome of each slide."""
-        self.outcomes.add(self._outcomes(batch))
+    def prediction_columns(self, outcomes: Outcomes) -> dict[str, list[Any]]:
+        """`y_true, y_pred, prob_<class>…`."""
+        names = self.task.class_names
+        probabilities = outcomes["probabilities"].double()
+        return {
+            "y_true": [None if label == NO_LABEL else names[label] for label in outcomes["labels"].tolist()],
+            "y_pred": [names[best] for best in probabilities.argmax(dim=1).tolist()],
+            **{f"prob_{name}": probabilities[:, column].tolist() for column, name in enumerate(names)},
+        }
 
-    def predict_step(self, batch: SlideBatch, batch_index: int = 0) -> Outcomes:
-        """The outcome of each slide."""
-        return self._outcomes(batch)
 
-    def _outcomes(self, batch: SlideBatch) -> Outcomes:
-        step = self._batch_step(batch)
-        return Outcomes(batch.indices, batch.labels, step.logits.softmax(dim=1), step.losses)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs figures of the whole validation split, each slide counted once."""
-        self._log_metrics("val", self.outcomes.gather())
-
-    def on_test_epoch_end(self) -> None:
-        """Logs figures of the whole test split and keeps the outcomes for the prediction table."""
-        self.test_outcomes = self.outcomes.gather()
-        self._log_metrics("test", self.test_outcomes)
-
-    def _log_metrics(self, split: str, outcomes: Outcomes) -> None:
-        values = {f"{split}_{name}": value for name, value in outcomes.metrics().items()}
-        # the values are the same in every process already; `sync_dist` only tells Lightning so
-        for name, value in values.items():
-            self.log(name, value, prog_bar=not name.endswith("accuracy"), batch_size=1, sync_dist=True)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and a cosine over epochs."""
-        optimizer = torch.optim.AdamW(parameter_groups(self.network, self.weight_decay), lr=self.learning_rate)
-        epochs = self.trainer.max_epochs or 1
-        scheduler = warm_up_cosine(optimizer, warm_up_epochs=self.warm_up_epochs, max_epochs=epochs)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+def _auc(name: str, probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    if len(labels.unique()) < probabilities.shape[1]:
+        return {}
+    return {name: multiclass_auroc(probabilities, labels, probabilities.shape[1], average="macro").item()}

@@ -16,7 +16,7 @@ from span_sparse.grid import LatticeSpec
 from span_sparse.models import SpanMil, SpanMilConfig, config_from_official, load_network
 from span_sparse.models.convert import our_name
 from span_sparse.store import FeatureStore, SlideRecord
-from span_sparse.training.checkpoint import load_classifier
+from span_sparse.training.checkpoint import load_model
 from span_sparse.types import EncoderIdentity
 
 CONFIG = {
@@ -157,7 +157,7 @@ def test_a_converted_checkpoint_is_opened_by_evaluation_and_alone(
 ) -> None:
     output = tmp_path / "out.ckpt"
     assert convert(**official, store=store, class_names=["no", "yes"], output=output) == 0
-    classifier = load_classifier(output)
+    classifier = load_model(output)
     assert classifier.task is not None
     assert classifier.task.class_names == ("no", "yes")
     assert classifier.task.encoder.name == "test"

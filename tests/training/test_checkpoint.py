@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from span_sparse.errors import CheckpointError
-from span_sparse.training.checkpoint import checked_checkpoint, load_classifier
+from span_sparse.training.checkpoint import checked_checkpoint, load_model
 
 
 class Malicious:
@@ -29,7 +29,7 @@ def good(model) -> dict:
 def test_a_checkpoint_is_opened_for_evaluation(make_classifier, batch, tmp_path) -> None:
     model = make_classifier().eval()
     torch.save(good(model), tmp_path / "c.ckpt")
-    again = load_classifier(tmp_path / "c.ckpt")
+    again = load_model(tmp_path / "c.ckpt")
     assert not again.training
     assert torch.equal(again(batch), model(batch))
 
@@ -43,7 +43,7 @@ def test_a_pickled_command_is_refused_and_not_run(make_classifier, tmp_path, mon
     content = good(make_classifier())
     (content if place == "beside" else content[place])["x"] = Malicious(tmp_path / "trace")
     torch.save(content, tmp_path / "c.ckpt")
-    for attempt in (load_classifier, checked_checkpoint):
+    for attempt in (load_model, checked_checkpoint):
         with pytest.raises(CheckpointError, match=r"c\.ckpt: refused, it holds objects other than tensors"):
             attempt(tmp_path / "c.ckpt")
     assert not (tmp_path / "trace").exists()
@@ -54,17 +54,17 @@ def test_a_pickled_command_is_refused_and_not_run(make_classifier, tmp_path, mon
 def test_damaged_and_foreign_files_are_one_error(make_classifier, tmp_path) -> None:
     path = tmp_path / "c.ckpt"
     with pytest.raises(CheckpointError, match="no such checkpoint file"):
-        load_classifier(path)
+        load_model(path)
     torch.save(good(make_classifier()), path)
     whole = path.read_bytes()
     for content in (b"", b"GIF89a", whole[:200], whole[: len(whole) // 2], whole[:-100]):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"c\.ckpt: "):
-            load_classifier(path)
+            load_model(path)
     for foreign in (torch.zeros(3), {"weight": torch.zeros(3)}, {"state_dict": {}, "hyper_parameters": {}}):
         torch.save(foreign, path)
         with pytest.raises(CheckpointError, match=r"c\.ckpt: "):
-            load_classifier(path)
+            load_model(path)
 
 
 def test_wrong_weights_and_settings_are_one_error(make_classifier, tmp_path) -> None:
@@ -76,7 +76,7 @@ def test_wrong_weights_and_settings_are_one_error(make_classifier, tmp_path) -> 
             change(content[place])
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=message):
-            load_classifier(path)
+            load_model(path)
 
     refused("Error", state_dict=lambda weights: weights.popitem())
     refused("unknown network 'resnet'", hyper_parameters=lambda values: values["network"].update(kind="resnet"))

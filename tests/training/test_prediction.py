@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from span_sparse.datasets import SlideDataset
 from span_sparse.datasets.slide_dataset import SlideItem
 from span_sparse.store import FeatureStore
-from span_sparse.training.outcomes import Outcomes
 from span_sparse.training.prediction import predict_slides, prediction_frame
 
 
@@ -21,14 +20,15 @@ def test_every_slide_is_predicted_once_and_the_bar_is_full_at_the_end(make_class
 
     rows = predict_slides(make_classifier().eval(), data, batch_size=2, progress=bar())
     assert rows.indices.tolist() == [0, 1, 2, 3, 4]
-    assert rows.labels.tolist() == [0, 1, 2, 0, 1]
+    assert rows["labels"].tolist() == [0, 1, 2, 0, 1]
     assert done == [0, 1, 2]
 
 
 def test_the_table_says_what_the_model_said(make_classifier, tiny_cohort) -> None:
     items = [SlideItem("s03", "p03", 2), SlideItem("s00", "p00")]
-    rows: Outcomes = predict_slides(make_classifier().eval(), SlideDataset(FeatureStore(tiny_cohort.store), items))
-    frame = prediction_frame(rows, items, ("a", "b", "c"), split=["test", "all"], fold="f")
+    model = make_classifier().eval()
+    rows = predict_slides(model, SlideDataset(FeatureStore(tiny_cohort.store), items))
+    frame = prediction_frame(model, rows, items, split=["test", "all"], fold="f")
     assert list(frame.columns) == [
         "slide_id", "case_id", "fold", "split", "y_true", "y_pred", "prob_a", "prob_b", "prob_c",
     ]  # fmt: skip

@@ -31,9 +31,9 @@ def test_the_loss_is_the_mean_cross_entropy(make_classifier, batch) -> None:
 
 def test_unlabelled_slides_have_outcomes_but_no_loss(make_classifier, batch) -> None:
     rows = make_classifier().eval().predict_step(batch)
-    assert rows.losses.isnan().tolist() == [False, True, False]
-    torch.testing.assert_close(rows.probabilities.sum(dim=1), torch.ones(3))
-    assert (rows.labels.tolist(), rows.indices.tolist()) == ([2, -1, 0], [0, 1, 2])
+    assert rows["loss"].isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(rows["probabilities"].sum(dim=1), torch.ones(3))
+    assert (rows["labels"].tolist(), rows.indices.tolist()) == ([2, -1, 0], [0, 1, 2])
 
 
 def test_class_weights_act_on_a_slide_that_is_alone_in_its_batch(make_classifier, batch) -> None:
