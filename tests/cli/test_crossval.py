@@ -265,7 +265,7 @@ cp {tmp_path}/made/$(basename "$run")/* "$run"
 def test_a_signal_reaches_the_training_and_ends_the_rest(
     command, folds_yaml, output, capsys, tmp_path, monkeypatch
 ) -> None:
-    script = "trap 'echo told; exit 138' USR1\necho ready\nwhile true; do sleep 0.05; done\n"
+    script = "trap 'echo told; exit 138' USR1\necho ready\nfor _ in {1..400}; do sleep 0.05; done\n"
     fake_python(tmp_path / "python", script, monkeypatch)
     log = output / "fold_0_seed0" / "log.txt"
 

@@ -49,9 +49,11 @@ def test_every_slide_is_there_within_the_budget_in_as_many_steps_for_all(num_sli
             assert set(seen.values()) == {1}  # only too few slides are repeated
 
 
-def test_the_number_of_steps_does_not_depend_on_epoch_and_rank() -> None:
-    num_tokens = counts(200)
-    shares = [all_ranks(num_tokens, 4_000, 3, epoch, seed) for epoch in range(20) for seed in (0, 5)]
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_number_of_steps_does_not_depend_on_epoch_and_rank(world_size: int) -> None:
+    """One order in five needs a batch more than the reference orders here, and is drawn again."""
+    num_tokens = counts(100)
+    shares = [all_ranks(num_tokens, 1_500, world_size, epoch) for epoch in range(30)]
     assert len({len(share) for ranks in shares for share in ranks}) == 1
 
 
