@@ -187,19 +187,6 @@ def _specs() -> tuple[EncoderSpec, ...]:
             files=("pytorch_model.bin",),
             licence=NON_COMMERCIAL,
         ),
-        EncoderSpec(
-            name="conch_v15",  # arXiv 2411.19666, methods: 512 px at 20x, resized to 448, ImageNet
-            readout="attention-pool",
-            dimension=768,
-            transform=Transform(448, 448, "bilinear", **IMAGENET),
-            input_size_px=512,
-            build=networks.ConchV15,
-            read=networks.as_it_is,
-            convert=networks.from_conch_v15,
-            repository="MahmoodLab/conchv1_5",
-            files=("pytorch_model_vision.bin", "conch_v1_5_pytorch_model.bin", "pytorch_model.bin"),
-            licence=NON_COMMERCIAL,
-        ),
         virchow2,
         _second(virchow2, name="virchow2-cls", readout="cls", dimension=1280, read=networks.class_token),
         EncoderSpec(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DESCRIPTOR: Final = "stain-texture"
 PROGRAM_SUFFIXES: Final = (".pt2", ".ts")
+ONLY_AS_PROGRAM: Final = {"conch_v15": "https://huggingface.co/MahmoodLab/conchv1_5"}
+"""Networks whose code is published under terms that do not let it be part of this package, and where they are."""
 
 
 def load_encoder(
@@ -89,6 +91,12 @@ def load_encoder(
             allow_download=allow_download,
         )
     known = plugins()
+    if name in ONLY_AS_PROGRAM and name not in known:
+        raise ConfigError(
+            f"--encoder {name}: its code is published under CC-BY-NC-ND terms and is not part of this package; load "
+            f"it as {ONLY_AS_PROGRAM[name]} shows, save it with torch.export (docs/encoders.md says how), and pass "
+            f"--encoder {name}.pt2 --trust-program"
+        )
     if name not in known:
         close = difflib.get_close_matches(name, (DESCRIPTOR, *SPECS, *known), n=1)
         hint = f"did you mean {close[0]}? " if close else ""

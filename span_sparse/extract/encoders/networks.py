@@ -1,7 +1,7 @@
 """Which networks are behind the names, and how is a vector read from each?
 
 Vision transformers, ResNet and Swin are timm's. Written here is only what it does not have: the convolutional stem of
-CTransPath and the attention pooling of CONCH and CONCH v1.5. Their sub-modules are named as in the published weights,
+CTransPath and the attention pooling of CONCH. Their sub-modules are named as in the published weights,
 so that these load without a single tensor left over. Phikon-v2 is published for transformers; its network is the same
 vision transformer under other names, and a second library, whose own names change between versions, is not needed.
 
@@ -17,7 +17,6 @@ from typing import Any, Final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from span_sparse.extract.encoders.libraries import library
 
@@ -137,48 +136,6 @@ class _MultiHeadPooling(nn.Module):
         return self.attn(query, context, context, need_weights=False)[0][:, 0]
 
 
-class ConchV15(nn.Module):
-    """CONCH v1.5 (Ding et al. 2024): a ViT-L/16 and an attention pooling without biases.
-
-    Args:
-        dimension: of the vector.
-        heads: of the pooling.
-        settings: of timm's vision transformer.
-    """
-
-    def __init__(self, dimension: int = 768, heads: int = 8, **settings: Any) -> None:
-        super().__init__()
-        defaults: dict[str, Any] = {"img_size": 448, "init_values": 1e-6}
-        self.trunk = timm_model("vit_large_patch16_224", **(defaults | settings))
-        width: int = self.trunk.num_features  # type: ignore[assignment]
-        self.attn_pool_contrast = _PlainPooling(dimension, width, heads)
-        self.ln_contrast = nn.LayerNorm(dimension)
-
-    def forward(self, inputs: Float[Tensor, "patches 3 height width"]) -> Float[Tensor, "patches channels"]:
-        """`[batch, 3, 448, 448]` to `[batch, dimension]`."""
-        return self.ln_contrast(self.attn_pool_contrast(self.trunk.forward_features(inputs)))  # type: ignore[operator]
-
-
-class _PlainPooling(nn.Module):
-    """Scaled dot-product attention of one query, with the parameter names of CONCH v1.5."""
-
-    def __init__(self, dimension: int, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Parameter(torch.zeros(1, dimension))
-        self.ln_q, self.ln_k = nn.LayerNorm(dimension), nn.LayerNorm(width)
-        self.to_q = nn.Linear(dimension, dimension, bias=False)
-        self.to_kv = nn.Linear(width, 2 * dimension, bias=False)
-        self.to_out = nn.Linear(dimension, dimension, bias=False)
-
-    def forward(self, tokens: Float[Tensor, "patches tokens width"]) -> Float[Tensor, "patches channels"]:
-        query = self.to_q(self.ln_q(self.query)).expand(len(tokens), -1, -1)  # (batch, 1, dimension)
-        key, value = self.to_kv(self.ln_k(tokens)).chunk(2, dim=-1)  # (batch, tokens, dimension)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        pooled = functional.scaled_dot_product_attention(query, key, value)  # (batch, heads, 1, head channels)
-        return self.to_out(pooled.transpose(1, 2).flatten(2))[:, 0]
-
-
 def class_token(network: Any, inputs: Float[Tensor, "patches 3 height width"]) -> Float[Tensor, "patches channels"]:
     """The class token of a vision transformer of timm, after its last norm."""
     return network.forward_features(inputs)[:, 0]
@@ -222,21 +179,6 @@ def from_conch(state: State) -> State:
     """The image tower of CONCH's published weights, without the projection and the text side."""
     tower = _below(state, "visual.")
     return without("attn_pool_caption.", "ln_caption.", "proj_contrast", "head.")(tower)
-
-
-def from_conch_v15(state: State) -> State:
-    """CONCH v1.5: positions of a 14×14 grid, published for 224 px, stretched to the 28×28 grid of 448 px.
-
-    Its authors stretch with a factor of 28.1/14, the 0.1 against a size of 27 by rounding (a habit of DINO's code), and
-    sample by that factor; the same here, once instead of in every pass.
-    """
-    name = "trunk.pos_embed"
-    positions = state.get(name)
-    if positions is None or positions.shape[1] != 14**2 + 1:
-        return state
-    grid = positions[:, 1:].float().unflatten(1, (14, 14)).permute(0, 3, 1, 2)  # (1, channels, 14, 14)
-    stretched = functional.interpolate(grid, scale_factor=(28.1 / 14, 28.1 / 14), mode="bicubic")
-    return state | {name: torch.cat([positions[:, :1].float(), stretched.flatten(2).transpose(1, 2)], dim=1)}
 
 
 _DINOV2_NAMES: Final = (

@@ -22,7 +22,6 @@ SMALL: dict[str, tuple[int, dict[str, Any]]] = {
     "uni_v1": (24, _SMALL_VIT | {"img_size": 64}),
     "uni_v2": (24, _SMALL_VIT),
     "conch_v1": (16, _SMALL_VIT | {"img_size": 64, "dimension": 16, "heads": 2}),
-    "conch_v15": (16, _SMALL_VIT | {"img_size": 64, "dimension": 16, "heads": 2}),
     "virchow2": (48, _SMALL_VIT),
     "virchow2-cls": (24, _SMALL_VIT),
     "hoptimus0": (24, _SMALL_VIT),

@@ -24,6 +24,7 @@ def test_the_descriptor() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        ("conch_v15", {}, "not part of this package; load it as https://huggingface.co/MahmoodLab/conchv1_5 shows"),
         ("stain-texture", {"weights": Path("w")}, "--encoder-weights w: the encoder stain-texture has no weights"),
         ("stain-texture", {"precision": "float16"}, "--precision float16: the encoder stain-texture gives float32"),
         ("stain-texture", {"input_size_px": 30}, "--patch-size 30: .*multiple of 8"),

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,6 @@ PARAMETERS_M = {
     "uni_v1": 303,  # ViT-L
     "uni_v2": 681,  # huggingface.co/MahmoodLab/UNI2-h
     "conch_v1": 88,  # ViT-B and a pooling
-    "conch_v15": 307,  # ViT-L and a pooling
     "virchow2": 631,  # arXiv 2408.00738: 632 M
     "virchow2-cls": 631,
     "hoptimus0": 1135,  # 1.1 billion
@@ -42,9 +39,7 @@ def test_the_published_network_has_the_declared_dimension(name: str, timm) -> No
 
 
 def test_the_table() -> None:
-    typed = (
-        "uni_v1 uni_v2 conch_v1 conch_v15 virchow2 hoptimus0 hoptimus1 h0-mini gigapath phikon_v2 ctranspath resnet50"
-    )
+    typed = "uni_v1 uni_v2 conch_v1 virchow2 hoptimus0 hoptimus1 h0-mini gigapath phikon_v2 ctranspath resnet50"
     assert set(typed.split()) <= set(SPECS)
     identities = {(spec.name, spec.readout, spec.dimension) for spec in SPECS.values()}
     assert len(identities) == len(SPECS)
@@ -67,7 +62,6 @@ def test_the_table() -> None:
         ("gigapath", 0, 197),
         ("phikon_v2", 0, 197),
         ("conch_v1", 0, 785),
-        ("conch_v15", 0, 785),
     ],
 )
 def test_registers_and_positions_of_the_published_networks(name: str, registers: int, positions: int, timm) -> None:
@@ -140,9 +134,8 @@ def norm(values: np.ndarray, layer: torch.nn.LayerNorm) -> np.ndarray:
     return scaled * layer.weight.detach().numpy() + layer.bias.detach().numpy()
 
 
-@pytest.mark.parametrize("name", ["conch_v1", "conch_v15"])
-def test_attention_pooling_by_hand(name: str, small, random_weights) -> None:
-    spec = small(name)
+def test_attention_pooling_by_hand(small, random_weights) -> None:
+    spec = small("conch_v1")
     network = random_weights(spec)
     inputs = torch.randn(2, 3, 64, 64)
     pool = network.attn_pool_contrast
@@ -152,16 +145,12 @@ def test_attention_pooling_by_hand(name: str, small, random_weights) -> None:
     state = {key: value.numpy() for key, value in pool.state_dict().items()}
     query = norm(state["query"][0], pool.ln_q)
     for vector, context in zip(found, norm(tokens, pool.ln_k), strict=True):
-        if name == "conch_v1":
-            bias = np.split(state["attn.in_proj_bias"], 3)
-            query_in = state["attn.q_proj_weight"] @ query + bias[0]
-            keys = context @ state["attn.k_proj_weight"].T + bias[1]
-            values = context @ state["attn.v_proj_weight"].T + bias[2]
-            pooled = attention_by_hand(query_in, keys, values, 2)
-            pooled = state["attn.out_proj.weight"] @ pooled + state["attn.out_proj.bias"]
-        else:
-            keys, values = np.split(context @ state["to_kv.weight"].T, 2, axis=1)
-            pooled = state["to_out.weight"] @ attention_by_hand(state["to_q.weight"] @ query, keys, values, 2)
+        bias = np.split(state["attn.in_proj_bias"], 3)
+        query_in = state["attn.q_proj_weight"] @ query + bias[0]
+        keys = context @ state["attn.k_proj_weight"].T + bias[1]
+        values = context @ state["attn.v_proj_weight"].T + bias[2]
+        pooled = attention_by_hand(query_in, keys, values, 2)
+        pooled = state["attn.out_proj.weight"] @ pooled + state["attn.out_proj.bias"]
         np.testing.assert_allclose(vector, norm(pooled, network.ln_contrast), atol=2e-5)
 
 
@@ -184,38 +173,6 @@ def test_published_names_of_conch(small, random_weights) -> None:
         "trunk.pos_embed",
     ):
         assert name in full
-
-
-def stretched_line(size: int, new_size: int, factor: float) -> list[float]:
-    """0, 1, 2, ... by cubic convolution with a = -3/4, edges repeated; new value i lies at (i + ½)/factor - ½."""
-    a, line = -0.75, []
-    for index in range(new_size):
-        position = (index + 0.5) / factor - 0.5
-        total = 0.0
-        for tap in range(math.floor(position) - 1, math.floor(position) + 3):
-            t = abs(position - tap)
-            near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
-            total += (near if t <= 1 else far) * min(max(tap, 0), size - 1)
-        line.append(total)
-    return line
-
-
-def test_positions_of_conch_v15_are_stretched() -> None:
-    grid = torch.zeros(1, 4, 14, 14)
-    grid[0, 0] = torch.arange(14.0)[:, None]  # rows
-    grid[0, 1] = torch.arange(14.0)[None]  # columns
-    grid[0, 2] = 7
-    positions = torch.cat([torch.full((1, 1, 4), -3.0), grid.flatten(2).transpose(1, 2)], dim=1)
-    found = networks.from_conch_v15({"trunk.pos_embed": positions})["trunk.pos_embed"]
-    assert found.shape == (1, 28**2 + 1, 4)
-    assert (found[0, 0] == -3).all()
-    stretched = found[0, 1:].reshape(28, 28, 4)
-    torch.testing.assert_close(stretched[..., 2], torch.full((28, 28), 7.0))
-    torch.testing.assert_close(stretched[..., 0], stretched[..., 1].T)
-    torch.testing.assert_close(stretched[:, 3, 0], torch.tensor(stretched_line(14, 28, 28.1 / 14)), atol=1e-4, rtol=0)
-    assert abs(stretched[27, 3, 0] - stretched_line(14, 28, 2)[27]) > 0.005  # the tenth shows
-    already = {"trunk.pos_embed": torch.zeros(1, 785, 4)}
-    assert networks.from_conch_v15(already) == already
 
 
 def test_weights_of_the_old_swin(small, random_weights) -> None:
