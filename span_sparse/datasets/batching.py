@@ -54,7 +54,7 @@ class TokenBudgetSampler(Sampler[list[EpochIndex]]):
             raise ConfigError(f"max_tokens is {max_tokens}, expected at least 1")
         self.num_tokens, self.max_tokens = tuple(num_tokens), max_tokens
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.epoch = self.start = 0
+        self.epoch = 0
         needed = max(len(self._packed(_order(len(num_tokens), 0, draw))) for draw in range(NUM_REFERENCE_ORDERS))
         self.num_steps = -(-needed // world_size)
 
@@ -72,17 +72,11 @@ class TokenBudgetSampler(Sampler[list[EpochIndex]]):
         """Chooses the epoch's batches."""
         self.epoch = epoch
 
-    def set_start(self, batch: int) -> None:
-        """The next iteration leaves out the first `batch` batches of the epoch, which were seen before."""
-        self.start = batch
-
     def __len__(self) -> int:
         return self.num_steps
 
     def __iter__(self) -> Iterator[list[EpochIndex]]:
-        first, self.start = self.start, 0
-        steps = self.steps(self.epoch)[first:]
-        return iter([[EpochIndex(slide, self.epoch) for slide in step[self.rank]] for step in steps])
+        return iter([[EpochIndex(slide, self.epoch) for slide in step[self.rank]] for step in self.steps(self.epoch)])
 
     def steps(self, epoch: int) -> list[list[Batch]]:
         """Every step of an epoch: the batch of each process."""

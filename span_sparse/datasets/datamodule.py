@@ -12,14 +12,14 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from span_sparse.cohort import CohortTable, read_cohort
 from span_sparse.datasets.augment import AugmentationSettings
 from span_sparse.datasets.batch import SlideSample
 from span_sparse.datasets.batching import TokenBudgetSampler
 from span_sparse.datasets.loaders import SlideLoader, TrainingLoader
-from span_sparse.datasets.samplers import EvaluationSampler, TrainingBatches, TrainingSampler
+from span_sparse.datasets.samplers import EvaluationSampler, TrainingSampler
 from span_sparse.datasets.slide_dataset import SlideDataset, SlideItem
 from span_sparse.datasets.splits import DEFAULT_SITE_COLUMN, require_trainable
 from span_sparse.datasets.targets import read_targets
@@ -207,13 +207,13 @@ class SlideDataModule(lightning.LightningDataModule):
             "max_tokens": self.max_tokens,
             "seed": self.seed,
         }
-        return TrainingLoader(dataset, self.num_workers, batch_sampler=batches, order=order)
+        return TrainingLoader(dataset, self.num_workers, batches=batches, order=order)
 
-    def _training_batches(self, dataset: SlideDataset) -> TrainingBatches | TokenBudgetSampler:
+    def _training_batches(self, dataset: SlideDataset) -> Any:
         rank, world_size = self._rank()
         if self.max_tokens is None:
             sampler = TrainingSampler(len(dataset), seed=self.seed, rank=rank, world_size=world_size)
-            return TrainingBatches(sampler, self.batch_size)
+            return BatchSampler(sampler, self.batch_size, drop_last=False)  # pyright: ignore[reportArgumentType]
         budget = TokenBudgetSampler(
             dataset.num_tokens(), max_tokens=self.max_tokens, seed=self.seed, rank=rank, world_size=world_size
         )

@@ -8,11 +8,14 @@ never.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
+from itertools import islice
+from multiprocessing import active_children
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from span_sparse.datasets.batch import SlideBatch, SlideSample, collate
 from span_sparse.errors import CheckpointError
@@ -40,8 +43,25 @@ class SlideLoader(DataLoader[SlideSample]):
         )
 
     def __iter__(self) -> Iterator[SlideBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        others = set(active_children())
         with blocked():
-            return super().__iter__()  # pyright: ignore[reportReturnType]
+            iterator = super().__iter__()
+        for worker in set(active_children()) - others:
+            atexit.register(worker.kill)  # Python's way to end what is left is SIGTERM, and to wait for ever
+        return iterator  # pyright: ignore[reportReturnType]
+
+
+class _RestOfEpoch(Sampler[list[Any]]):
+    """The batches of an epoch from `start` on; as long as the whole epoch, which is what Lightning counts."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches, self.sampler, self.start = batches, batches.sampler, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return islice(self.batches, self.start, None)
 
 
 class TrainingLoader(SlideLoader):
@@ -50,20 +70,21 @@ class TrainingLoader(SlideLoader):
     Args:
         dataset: slides.
         num_workers: processes that read ahead.
-        batch_sampler: batches of an epoch, with `set_start`.
+        batches: of an epoch; Lightning tells the epoch to their `sampler`.
         order: everything the order depends on but the epoch, as plain values; a checkpoint of another order is refused.
     """
 
-    def __init__(
-        self, dataset: Dataset[SlideSample], num_workers: int, *, batch_sampler: Any, order: dict[str, Any]
-    ) -> None:
-        super().__init__(dataset, num_workers, batch_sampler=batch_sampler)
+    def __init__(self, dataset: Dataset[SlideSample], num_workers: int, *, batches: Any, order: dict[str, Any]) -> None:
+        self._rest = _RestOfEpoch(batches)
+        super().__init__(dataset, num_workers, batch_sampler=self._rest)
         self.order = order
-        self._start = self._num_taken = 0
+        self._num_taken = 0
 
     def __iter__(self) -> Iterator[SlideBatch]:
-        self._num_taken, self._start = self._start, 0
-        return self._counted(super().__iter__())  # the workers start now, not with the first batch
+        self._num_taken = self._rest.start
+        iterator = super().__iter__()  # now, not with the first batch; asks for the batches once or twice
+        self._rest.start = 0
+        return self._counted(iterator)
 
     def _counted(self, iterator: Iterator[SlideBatch]) -> Iterator[SlideBatch]:
         for batch in iterator:
@@ -90,5 +111,4 @@ class TrainingLoader(SlideLoader):
                 f"the checkpoint was written after batch {taken} of {state['batches']} of an epoch whose order was "
                 f"another (now != checkpoint): {differences}. Go on with the same settings, or start a new run"
             )
-        self._start = self._num_taken = taken
-        self.batch_sampler.set_start(taken)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        self._rest.start = self._num_taken = taken

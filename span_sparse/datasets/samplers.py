@@ -37,27 +37,6 @@ class TrainingSampler(Sampler[EpochIndex]):
         return (EpochIndex(index, self.epoch) for index in order[self.rank :: self.world_size])
 
 
-class TrainingBatches(Sampler[list[EpochIndex]]):
-    """Batches of a fixed number of slides, the last one of what is left; a run can go on at any of them."""
-
-    def __init__(self, sampler: TrainingSampler, batch_size: int) -> None:
-        self.sampler, self.batch_size = sampler, batch_size
-        self.start = 0
-
-    def set_start(self, batch: int) -> None:
-        """The next iteration leaves out the first `batch` batches of the epoch, which were seen before."""
-        self.start = batch
-
-    def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[EpochIndex]]:
-        start, self.start = self.start, 0
-        slides = list(self.sampler)
-        size = self.batch_size
-        return iter([slides[first : first + size] for first in range(start * size, len(slides), size)])
-
-
 class EvaluationSampler(Sampler[int]):
     """An unpadded share of the slides, in order."""
 

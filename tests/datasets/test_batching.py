@@ -79,15 +79,6 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert len(mates[0] & mates[1]) < len(mates[0]) / 2  # slides meet others in the next epoch
 
 
-def test_it_goes_on_at_any_batch() -> None:
-    sampler = TokenBudgetSampler(counts(50), max_tokens=3_000, seed=0, rank=1, world_size=2)
-    sampler.set_epoch(3)
-    whole = list(sampler)
-    sampler.set_start(4)
-    assert list(sampler) == whole[4:]
-    assert list(sampler) == whole  # only once
-
-
 def test_subsampling_is_a_new_choice_in_every_epoch_of_training_and_none_in_evaluation(tiny_cohort) -> None:
     store = FeatureStore(tiny_cohort.store)
     items = [SlideItem(slide, slide, 0) for slide in store.slide_ids]

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
