@@ -46,7 +46,7 @@ def test_pre_commit_runs_the_fast_four_from_this_environment():
     assert {hook["language"] for hook in repository["hooks"]} == {"system"}
 
 
-@pytest.mark.parametrize("script", ["tests/run_checks.sh", ".ci/run"])
+@pytest.mark.parametrize("script", ["tests/run_checks.sh", "tests/slurm/cluster.sh", ".ci/run"])
 def test_scripts_are_executable_and_stop_at_errors(script):
     path = ROOT / script
     assert os.access(path, os.X_OK)

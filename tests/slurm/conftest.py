@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,10 @@ class Job:
 
     number: str
     log: Path
+
+    def task(self, index: int) -> Job:
+        """A task of this array."""
+        return Job(f"{self.number}_{index}", self.log)
 
     def values(self) -> dict[str, str]:
         shown = run("scontrol", "show", "job", "--oneliner", self.number)
@@ -81,3 +86,49 @@ def submit(_scheduler, tmp_path, monkeypatch):
     yield send
     if jobs:
         subprocess.run(["scancel", "--quiet", *jobs], check=False)
+
+
+STOPS = """
+import os, signal, time
+from pathlib import Path
+import lightning
+from span_sparse import signals
+
+class StopAt(lightning.Callback):
+    def __init__(self, plan: dict[str, str]):
+        self.plan = plan
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        # what happens in `epoch:batch`: a signal to one process (`SIGUSR1@1`), or all `wait` for the scheduler's
+        what = self.plan.get(f"{trainer.current_epoch}:{index}", "")
+        if what == "wait":
+            Path(trainer.default_root_dir, f"waiting-{trainer.global_rank}").touch()
+            end = time.monotonic() + 60
+            while not signals.requested() and time.monotonic() < end:
+                time.sleep(0.05)
+        elif what.endswith(f"@{trainer.global_rank}"):
+            os.kill(os.getpid(), getattr(signal, what.split("@")[0]))
+"""
+
+
+@pytest.fixture
+def configuration(fit_yaml, tiny_cohort, tmp_path, monkeypatch):
+    """A YAML file of a training with a run folder of its own, 11 training slides, one a batch, and planned signals."""
+    (tmp_path / "stops.py").write_text(STOPS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    tiny_cohort.change(split=["train"] * 11 + ["val"] * 4 + ["test"] * 2)
+
+    def make(run: str, plan: dict[str, str], **trainer: object) -> Path:
+        config = json.loads(fit_yaml.read_text())
+        config["data"]["init_args"] |= {"batch_size": 1, "num_workers": 1}
+        config["trainer"] |= {"default_root_dir": str(tmp_path / run), **trainer}
+        last = {"filename": "final", "enable_version_counter": False}
+        config["trainer"]["callbacks"] += [
+            {"class_path": "stops.StopAt", "init_args": {"plan": plan}},
+            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": last},
+        ]
+        path = tmp_path / f"{run}.yaml"
+        path.write_text(json.dumps(config))
+        return path
+
+    return make

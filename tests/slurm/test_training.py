@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 from pathlib import Path
@@ -15,56 +14,18 @@ from span_sparse.cli import slurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-STOPS = """
-import os, signal, time
-from pathlib import Path
-import lightning
-from span_sparse import signals
-
-class StopAt(lightning.Callback):
-    def __init__(self, plan: dict[str, str]):
-        self.plan = plan
-
-    def on_train_batch_start(self, trainer, module, batch, index):
-        # what happens in `epoch:batch`: a signal to one process (`SIGUSR1@1`), or all `wait` for the scheduler's
-        what = self.plan.get(f"{trainer.current_epoch}:{index}", "")
-        if what == "wait":
-            Path(trainer.default_root_dir, f"waiting-{trainer.global_rank}").touch()
-            end = time.monotonic() + 60
-            while not signals.requested() and time.monotonic() < end:
-                time.sleep(0.05)
-        elif what.endswith(f"@{trainer.global_rank}"):
-            os.kill(os.getpid(), getattr(signal, what.split("@")[0]))
-"""
-
 NUM_EPOCHS, NUM_BATCHES = 3, 6
 """Batches of a process and epoch: 11 slides on two processes, one a batch; gradients of two accumulated."""
 
 
 @pytest.fixture
-def training(submit, fit_yaml, tiny_cohort, tmp_path, monkeypatch):
+def training(submit, configuration, tmp_path):
     """Submits a training of its own run folder, with signals as planned."""
-    (tmp_path / "stops.py").write_text(STOPS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    tiny_cohort.change(split=["train"] * 11 + ["val"] * 4 + ["test"] * 2)
 
     def train(run: str, plan: dict[str, str], node: str, processes: int = 2):
-        config = json.loads(fit_yaml.read_text())
-        config["data"]["init_args"]["batch_size"] = 1
-        config["data"]["init_args"]["num_workers"] = 1
-        config["trainer"] |= {"max_epochs": NUM_EPOCHS, "accumulate_grad_batches": 2}
-        config["trainer"]["default_root_dir"] = str(tmp_path / run)
-        config["trainer"]["callbacks"] += [
-            {"class_path": "stops.StopAt", "init_args": {"plan": plan}},
-            {
-                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                "init_args": {"filename": "final", "enable_version_counter": False},
-            },
-        ]
-        path = tmp_path / f"{run}.yaml"
-        path.write_text(json.dumps(config))
+        path = configuration(run, plan, max_epochs=NUM_EPOCHS, accumulate_grad_batches=2)
         words = ["train", "--cpu", "--processes-per-node", str(processes), "--cpus-per-task", "1", "--mem", "1G"]
-        words += ["--time", "10", "--partition", "low", f"--directive=[--nodelist={node}]", "--", "--config", str(path)]
+        words += ["--time", "30", "--partition", "low", f"--directive=[--nodelist={node}]", "--", "--config", str(path)]
         return submit(slurm.job_script(slurm.build_parser().parse_args(words)), name=run)
 
     return train

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -94,3 +98,81 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(train, tmp_path, capsys, 
         tmp_path / "whole" / "predictions.csv"
     ).read_bytes()
     pd.testing.assert_frame_equal(history(tmp_path / "stopped"), history(tmp_path / "whole"))
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """As on a full disk, writing more than this into a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def errors(shown: str) -> list[str]:
+    return [line for line in shown.splitlines() if line.startswith("error: ")]
+
+
+def test_a_full_disk_ends_the_training_with_one_line_and_earlier_checkpoints(train, tmp_path, capsys) -> None:
+    assert train("run") == 0
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    before = best.read_bytes()
+    capsys.readouterr()
+    with files_of_at_most(len(before) // 2):
+        assert train("run") == 1
+    (error,) = errors(capsys.readouterr().err)
+    assert re.search(r"best\.ckpt: the checkpoint \(0\.\d MiB\) cannot be written: File too large", error)
+    assert best.read_bytes() == before
+    assert train("run") == 0
+
+
+def test_a_stop_that_cannot_be_saved_is_an_error(train, tmp_path, capsys) -> None:
+    assert train("run") == 0
+    size = (tmp_path / "run" / "checkpoints" / "best.ckpt").stat().st_size
+    with files_of_at_most(size // 2):
+        assert train("run", signals={18: signal.SIGTERM}) == 1
+    (error,) = errors(capsys.readouterr().err)
+    assert "resume.ckpt: the checkpoint" in error
+    assert not (tmp_path / "run" / "resume.ckpt").exists()
+
+
+def test_workers_and_another_number_of_slides(train, tiny_cohort, tmp_path, capsys) -> None:
+    """Workers that read ahead change nothing; an epoch of other slides cannot go on in its middle."""
+    workers = ("--data.init_args.num_workers", 1)
+    assert train("whole") == 0
+    assert train("stopped", *workers, signals={25: signal.SIGTERM}) == 143
+    splits = tiny_cohort.frame["split"].tolist()
+    tiny_cohort.change(split=["", *splits[1:]])
+    assert train("stopped", *workers) == 1
+    (error,) = errors(capsys.readouterr().err)
+    assert "slides: 5 != 6" in error
+    tiny_cohort.change(split=splits)
+    assert train("stopped", *workers) == 0
+    assert same(*(tmp_path / run / "checkpoints" / "final.ckpt" for run in ("whole", "stopped")))
+    pd.testing.assert_frame_equal(history(tmp_path / "stopped"), history(tmp_path / "whole"))
+
+
+def test_a_job_killed_during_the_test_does_not_train_again(train, tmp_path, monkeypatch, capsys) -> None:
+    test_step, training_step = TaskModule.test_step, TaskModule.training_step
+
+    def killed(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TaskModule, "test_step", killed)
+    assert train("run") != 0
+    assert (tmp_path / "run" / "resume.ckpt").exists()
+    monkeypatch.setattr(TaskModule, "test_step", test_step)
+    assert train("run", signals={18: signal.SIGKILL}) == 0  # a further step of training would end this test badly
+    assert TaskModule.training_step is not training_step
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert not (tmp_path / "run" / "resume.ckpt").exists()
+
+
+def test_the_checkpoint_of_a_stop_holds_plain_values_only(train, tmp_path) -> None:
+    assert train("run", signals={2: signal.SIGUSR1}) == 138
+    content = torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)
+    assert content["global_step"] == 2
+    assert len(content["random_states"]) == len(content["epoch_sums"]) == 1
+    assert content["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["batches_taken"] == 4
