@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
 
 from span_sparse.cli.validate import build_parser, run
-from span_sparse.errors import CohortError, StoreError
+from span_sparse.errors import CohortError, ConfigError, StoreError
 from span_sparse.grid import LatticeSpec
 from span_sparse.store import FeatureStore, SlideRecord
 from span_sparse.types import EncoderIdentity
@@ -20,14 +21,14 @@ def store(tmp_path) -> FeatureStore:
         grid = np.stack(np.divmod(np.arange(num_patches), 2), axis=1).astype(np.int32)
         record = SlideRecord(
             slide_id=slide_id,
-            case_id=None,
+            case_id=f"case of {slide_id}",
             features=np.ones((num_patches, 6), np.float16),
             grid=grid,
             coords=lattice.to_px0(grid),
             lattice=lattice,
             mpp_source="openslide",
             encoder=EncoderIdentity("stain-texture", "1", "descriptor", 6, 224, 0.5, "float16"),
-            slide_checksum="sha256:00",
+            slide_checksum=f"sha256:{num_patches}",
             width_px0=4480,
             height_px0=4480,
             provenance={},
@@ -76,16 +77,43 @@ def test_cohort_and_store_are_compared_both_ways(store, printed, tmp_path):
         validate(store.path, "--cohort", tmp_path / "nope.csv")
 
 
-def test_clean_deletes_old_leftovers(store, printed, monkeypatch):
+def test_the_table_contradicts_the_store(store, printed, tmp_path):
+    table = tmp_path / "cohort.csv"
+    table.write_text("slide_id,case_id,mpp\na/1,case of a/1,0.2505\nb,case 7,2.5\nc,,\n")
+    process_list = tmp_path / "store.process_list.csv"
+    process_list.write_text(
+        "slide_id,status,error,seconds,num_patches,failed_patches\nc,failed,no tissue found,1,0,0\n"
+    )
+    output = tmp_path / "out" / "findings.json"
+    assert validate(store.path, "--cohort", table, "--json", output) == 1
+    document = json.loads(output.read_text())
+    assert (document["num_slides"], document["num_patches"], document["remarks"]) == (2, 7, [])
+    found = [(one["slide_id"], one["message"]) for one in document["problems"]]
+    assert [slide_id for slide_id, _ in found] == ["c", "b", "b"]
+    assert found[0][1].endswith("not in the store; its extraction failed: no tissue found")
+    assert "was made at 0.25 µm/px (from openslide)" in found[1][1]
+    assert "says 2.5; correct the table" in found[1][1]
+    assert "case 'case of b' in the store and to 'case 7'" in found[2][1]
+    assert "3 problems" in printed()
+
+
+def test_workers_find_the_same(store, printed):
+    assert validate(store.path, "--workers", 2) == 0
+    assert "ok: 2 slides, 7 patches" in printed()
+    with pytest.raises(ConfigError, match="--workers must be at least 0"):
+        validate(store.path, "--workers", -1)
+
+
+def test_fix_deletes_old_leftovers(store, printed, monkeypatch):
     (store.path / "__tmp-0").mkdir()
     (store.path / "__tmp-0" / "zarr.json").write_text("{}")
-    assert validate(store.path, "--clean") == 1
+    assert validate(store.path, "--fix") == 1
     assert "deleted 0 leftovers" in printed()
     import time
 
     later = time.time() + 3700
     monkeypatch.setattr(time, "time", lambda: later)
-    assert validate(store.path, "--clean") == 0
+    assert validate(store.path, "--fix") == 0
     assert "deleted 1 leftovers" in printed()
     assert not (store.path / "__tmp-0").exists()
 
