@@ -5,7 +5,7 @@ beside it, process list, tissue outlines and a page of thumbnails. Running the s
 missing. A slide that cannot be used is a line on the screen and a row of the process list, and makes the exit code 1;
 the other slides are extracted all the same.
 
-Exit code 130 after Ctrl-C and 143 after SIGTERM: what was complete is kept, the same command goes on.
+Exit code 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1: what was complete is kept, the same command goes on.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run(args: Namespace) -> int:
         ConfigError: the settings fit no slide.
         StoreError: the store was made with other settings, or cannot be written.
         SlideError: there is no folder of slides.
-        SystemExit: SIGTERM, with 143.
+        SystemExit: told to end, with 143 (SIGTERM) or 138 (SIGUSR1).
     """
     from rich.console import Console
 

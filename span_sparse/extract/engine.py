@@ -40,6 +40,9 @@ Write = Callable[[str, dict[str, bytes], SlideRecord | None], None]
 WRITE_POLL_S: Final = 0.02
 """How often finished writes are looked for while nothing else happens."""
 
+CHECK_S: Final = 0.2
+"""How often at least it is asked whether the run is to end."""
+
 DISK_ERRORS: Final = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 )
@@ -82,6 +85,7 @@ class Engine:
         encoder: what encodes here; None when the workers do.
         settings: see there.
         write: keeps a finished slide.
+        check: raises when the run is to end.
 
     Attributes:
         on_patches: told how many patches were finished.
@@ -94,9 +98,10 @@ class Engine:
         encoder: PatchEncoder | None,
         settings: ExtractionSettings,
         write: Write,
+        check: Callable[[], None],
     ) -> None:
         self.on_patches: Callable[[int], None] = lambda count: None
-        self._pool, self._tasks, self._encoder, self._write = pool, deque(tasks), encoder, write
+        self._pool, self._tasks, self._encoder, self._write, self._check = pool, deque(tasks), encoder, write, check
         self._batch_size, self._failure_limit = settings.batch_size, settings.failure_limit
         self._slides: dict[str, _Slide] = {}
         self._starts_s: dict[str, float] = {}
@@ -112,6 +117,7 @@ class Engine:
             StoreError: the disk is full, or the store cannot be written for another reason that stays.
         """
         while self._tasks or self._slides or self._writes or any(lane.outstanding for lane in self._pool.lanes):
+            self._check()
             self._top_up()
             for lane, request, answer in self._pool.receive(self._timeout_s()):
                 self._handle(lane, request, answer)
@@ -136,10 +142,10 @@ class Engine:
             return f"{request.task.slide_id}: finds tissue"
         return f"{request.task.slide_id}: patch {request.start} of {len(slide.good)}"
 
-    def _timeout_s(self) -> float | None:
+    def _timeout_s(self) -> float:
         if self._ready:
             return 0.0
-        return WRITE_POLL_S if self._writes else None
+        return WRITE_POLL_S if self._writes else CHECK_S
 
     def _top_up(self) -> None:
         for lane in self._pool.lanes:

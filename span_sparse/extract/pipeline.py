@@ -21,7 +21,7 @@ from span_sparse.errors import ConfigError, SlideError, SpanError, StoreError
 from span_sparse.extract.display import Display
 from span_sparse.extract.encoder import PatchEncoder
 from span_sparse.extract.engine import Engine, Request
-from span_sparse.extract.interruption import termination_raises
+from span_sparse.extract.interruption import interruptible
 from span_sparse.extract.process_list import FAILED, SlideStatus
 from span_sparse.extract.run_log import RunLog
 from span_sparse.extract.settings import ExtractionSettings, FailureLimit, SlideTask
@@ -84,7 +84,8 @@ def extract_cohort(
         SlideError: `slides_dir` is not a folder.
         StoreError: the store cannot be opened or written, or holds slides made with other settings and `overwrite` is
             not set.
-        SystemExit: the process was told to end (SIGTERM).
+        SystemExit: the process was told to end (SIGTERM, SIGUSR1); what was complete is kept.
+        KeyboardInterrupt: the same by Ctrl-C.
     """
     settings = ExtractionSettings(
         spec,
@@ -102,7 +103,7 @@ def extract_cohort(
         tasks = tasks_of_shard(tasks, shard, store, dry_run=dry_run)
         missing = missing if shard.number == 1 else []
     with ExitStack() as stack:
-        stack.enter_context(termination_raises())
+        check = stack.enter_context(interruptible())
         if not dry_run:
             stack.enter_context(clean_store(store, several_hosts=shard is not None))
         _refuse_other_settings(store, settings, encoder, overwrite=overwrite)
@@ -115,7 +116,8 @@ def extract_cohort(
         slot_shape = (batch_size, spec.patch_size_px, spec.patch_size_px, 3)
         pool: WorkerPool[Request] = WorkerPool(work, 0 if in_this_process else workers, slot_shape)
         stack.callback(pool.close)
-        engine = Engine(pool, tasks, encoder if on_device else None, settings, partial(_write_slide, store))
+        pool.start()
+        engine = Engine(pool, tasks, encoder if on_device else None, settings, partial(_write_slide, store), check)
         display = stack.enter_context(Display(console, len(tasks) + len(missing), engine.activities))
         engine.on_patches = display.add_patches
         mine = {row.slide_id for row in (*tasks, *missing)}

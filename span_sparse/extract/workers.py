@@ -88,17 +88,15 @@ class WorkerPool(Generic[Request]):
     """
 
     def __init__(self, work: Work, num_workers: int, slot_shape: tuple[int, ...]) -> None:
-        self._work, self._shape = work, (NUM_SLOTS, *slot_shape)
+        self._work, self._num_workers, self._shape = work, num_workers, (NUM_SLOTS, *slot_shape)
         self.lanes: list[Lane[Request]] = []
-        try:
-            if num_workers:
-                for _ in range(num_workers):
-                    self.lanes.append(self._start())
-            else:
-                self.lanes.append(Lane(np.empty(self._shape, np.uint8)))
-        except BaseException:
-            self.close()
-            raise
+
+    def start(self) -> None:
+        """Start the workers; `close` must follow."""
+        for _ in range(self._num_workers):
+            self.lanes.append(self._start())
+        if not self._num_workers:
+            self.lanes.append(Lane(np.empty(self._shape, np.uint8)))
 
     def give(self, lane: Lane[Request], request: Request) -> None:
         """Ask a worker; it answers what it was asked before first."""
@@ -107,7 +105,7 @@ class WorkerPool(Generic[Request]):
             with suppress(OSError):  # the worker is dead already; `receive` will find out and say so
                 lane.connection.send(request)
 
-    def receive(self, timeout_s: float | None) -> Iterator[tuple[Lane[Request], Request, Any]]:
+    def receive(self, timeout_s: float) -> Iterator[tuple[Lane[Request], Request, Any]]:
         """Answers that are there, at least one unless the time runs out; a dead worker's is a `WorkerDeath`.
 
         The request of a death is the one it was on. Its others stay in `lane.outstanding`, for the caller to give to

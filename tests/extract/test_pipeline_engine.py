@@ -281,9 +281,12 @@ class MortalPool(WorkerPool):
 
     def __init__(self, work, num_workers, slot_shape):
         super().__init__(work, 0, slot_shape)
-        self.lanes.append(Lane(np.empty_like(self.lanes[0].slots)))
         self.lost = []
         POOLS.append(self)
+
+    def start(self):
+        super().start()
+        self.lanes.append(Lane(np.empty_like(self.lanes[0].slots)))
 
     def receive(self, timeout_s):
         for lane in self.lanes:
