@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final, Literal
 
 from rich.console import Console
 
@@ -10,9 +11,17 @@ from span_sparse.cohort import read_cohort
 from span_sparse.datasets.augment import AugmentationSettings
 from span_sparse.datasets.datamodule import SlideDataModule
 from span_sparse.datasets.demo import DEMO_SPEC, make_demo_cohort
+from span_sparse.datasets.demo_targets import NEST, SURVIVAL_TABLE, annotate_nests, write_survival_table
+from span_sparse.datasets.task import ClassificationTask, SegmentationTask, SurvivalTask
 from span_sparse.errors import SlideError
 from span_sparse.extract import StainTextureEncoder, extract_cohort
 from span_sparse.store import FeatureStore
+
+_TASKS: Final = {
+    "class": ClassificationTask(class_names=("scattered", "clustered")),
+    "survival": SurvivalTask(),
+    "nests": SegmentationTask((NEST,)),
+}
 
 
 class DemoDataModule(SlideDataModule):
@@ -20,6 +29,7 @@ class DemoDataModule(SlideDataModule):
 
     Args:
         root: folder of the demo's slides, table and store.
+        learn: the class of a slide, the survival of its patient, or the patches of its nests (`demo_targets`).
         batch_size: slides a step and process.
         num_workers: processes that read ahead.
         augment: as in `SlideDataModule`.
@@ -31,6 +41,7 @@ class DemoDataModule(SlideDataModule):
         self,
         root: str = "data/demo",
         *,
+        learn: Literal["class", "survival", "nests"] = "class",
         batch_size: int = 8,
         num_workers: int = 0,
         augment: bool | AugmentationSettings = True,
@@ -40,14 +51,14 @@ class DemoDataModule(SlideDataModule):
         folder = Path(root)
         super().__init__(
             store=str(folder / "features.zarr"),
-            cohort=str(folder / "cohort.csv"),
-            class_names=["scattered", "clustered"],
+            cohort=str(folder / (SURVIVAL_TABLE if learn == "survival" else "cohort.csv")),
+            task=_TASKS[learn],
             batch_size=batch_size,
             num_workers=num_workers,
             augment=augment,
             seed=seed,
         )
-        self.root, self.build_processes = folder, build_processes
+        self.root, self.learn, self.build_processes = folder, learn, build_processes
 
     def prepare_data(self) -> None:
         """Paints the slides and extracts their features; Lightning calls this in one process only."""
@@ -65,3 +76,7 @@ class DemoDataModule(SlideDataModule):
         failed = [status for status in statuses if status.error]
         if failed:
             raise SlideError(f"{len(failed)} demo slides failed, first {failed[0].slide_id}: {failed[0].error}")
+        if self.learn == "survival":
+            write_survival_table(self.root)
+        if self.learn == "nests":
+            annotate_nests(self.root)
