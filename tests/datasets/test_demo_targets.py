@@ -31,9 +31,10 @@ def root(tmp_path):
         features = np.zeros((64, 4), np.float32)
         encoder = EncoderIdentity("stain-texture", "1", "descriptor", 4, 32, 1.0, "float32")
         side = 8 * lattice.step_px0
-        record = SlideRecord(slide_id, "p", features, grid, lattice.to_px0(grid), lattice, "cohort", encoder, "sha256:0",
-                             side, side, {})  # fmt: skip
-        store.write(record)
+        coords, checksum = lattice.to_px0(grid), "sha256:0"
+        store.write(
+            SlideRecord(slide_id, "p", features, grid, coords, lattice, "cohort", encoder, checksum, side, side, {})
+        )
     return tmp_path
 
 
@@ -52,7 +53,8 @@ def test_only_foci_in_nests_are_annotated_and_exactly(root) -> None:
 
 
 def test_survival_follows_the_class_and_is_the_same_every_time(tmp_path) -> None:
-    lines = [f"s{case}{slide},p{case},{'clustered' if case % 2 else 'scattered'},train,1.0" for case in range(200) for slide in "ab"]  # fmt: skip
+    kinds = ("scattered", "clustered")
+    lines = [f"s{case}{slide},p{case},{kinds[case % 2]},train,1.0" for case in range(200) for slide in "ab"]
     (tmp_path / "cohort.csv").write_text("slide_id,case_id,label,split,mpp\n" + "\n".join(lines))
     write_survival_table(tmp_path)
     content = (tmp_path / "survival.csv").read_bytes()
