@@ -226,7 +226,7 @@ def lead_outside(folder: Path, outside: Path, trick: str) -> None:
 def _h5_outside(path: Path, secret: Path, trick: str) -> None:
     with h5py.File(path, "r+") as file, h5py.File(secret, "w") as other:
         name = "features" if "features" in file else "feats"
-        values = file[name][()]  # type: ignore[index]
+        values = np.asarray(file[name])
         other["data"] = values
         del file[name]
         if trick == "h5-external-link":
