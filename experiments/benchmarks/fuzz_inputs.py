@@ -207,7 +207,7 @@ def lead_outside(folder: Path, outside: Path, trick: str) -> None:
     outside.mkdir()
     (outside / "secret.txt").write_text(SECRET)
     if trick in ("h5-external-link", "h5-virtual", "h5-external-storage"):
-        _h5_outside(next(folder.rglob("*.h5")), outside / "secret.h5", trick)
+        _h5_outside(next(folder.rglob("features_*/*.h5")), outside / "secret.h5", trick)
     elif trick == "xml-entity":
         text = f'<!DOCTYPE a [<!ENTITY x SYSTEM "{(outside / "secret.txt").as_uri()}">]>'
         path = next(folder.glob("*.xml"))
@@ -225,7 +225,7 @@ def lead_outside(folder: Path, outside: Path, trick: str) -> None:
 
 def _h5_outside(path: Path, secret: Path, trick: str) -> None:
     with h5py.File(path, "r+") as file, h5py.File(secret, "w") as other:
-        name = "features" if "features" in file else "feats"
+        name = "features"
         values = np.asarray(file[name])
         other["data"] = values
         del file[name]
