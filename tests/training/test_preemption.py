@@ -74,12 +74,10 @@ def history(run: Path) -> pd.DataFrame:
     return rows[["epoch", "step", "train_loss", *(name for name in rows if name.startswith("val_"))]]
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [[0], [4], [5], [6, 13], [9], [11, 14], [16], [17]],
-    ids=lambda steps: "-".join(map(str, steps)),
-)  # within accumulated gradients, in the last batch of an epoch, twice, in the last batch of all
-def test_a_stopped_training_ends_as_an_undisturbed_one(train, tmp_path, capsys, steps) -> None:
+@pytest.mark.parametrize("steps", [[0], [5], [6, 13], [17]], ids=lambda steps: "-".join(map(str, steps)))
+def test_a_stopped_training_ends_as_an_undisturbed_one(train, tiny_cohort, tmp_path, capsys, steps) -> None:
+    """Within accumulated gradients, in the last batch of an epoch, twice, in the last batch of all."""
+    tiny_cohort.change(split=["" if side == "test" else side for side in tiny_cohort.frame["split"]])
     assert train("whole") == 0
     order = {18 + step: number for step, number in zip(steps, (signal.SIGTERM, signal.SIGUSR1), strict=False)}
     for number in order.values():
@@ -87,16 +85,12 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(train, tmp_path, capsys, 
         shown = capsys.readouterr().err
         assert f"stopped by {number.name} after writing {tmp_path / 'stopped' / 'resume.ckpt'}" in shown
         assert "The same command goes on there" in shown
-        assert not (tmp_path / "stopped" / "metrics.json").exists()
     assert train("stopped") == 0
     assert f"continuing from {tmp_path / 'stopped' / 'resume.ckpt'}" in capsys.readouterr().out
     for name in ("final", "best"):
         assert same(*(tmp_path / run / "checkpoints" / f"{name}.ckpt" for run in ("whole", "stopped")))
     assert not (tmp_path / "stopped" / "resume.ckpt").exists()
     assert not (tmp_path / "whole" / "resume.ckpt").exists()
-    assert (tmp_path / "stopped" / "predictions.csv").read_bytes() == (
-        tmp_path / "whole" / "predictions.csv"
-    ).read_bytes()
     pd.testing.assert_frame_equal(history(tmp_path / "stopped"), history(tmp_path / "whole"))
 
 
@@ -176,3 +170,20 @@ def test_the_checkpoint_of_a_stop_holds_plain_values_only(train, tmp_path) -> No
     assert content["global_step"] == 2
     assert len(content["random_states"]) == len(content["epoch_sums"]) == 1
     assert content["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["batches_taken"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "step", "num_validations"),
+    [(("--trainer.check_val_every_n_epoch", 3), 5, 1), (("--trainer.val_check_interval", 2), 3, 9)],
+)
+def test_epochs_without_a_validation_and_with_several(train, tmp_path, words, step, num_validations) -> None:
+    assert train("whole", *words) == 0
+    assert train("stopped", *words, signals={18 + step: signal.SIGTERM}) == 143
+    assert train("stopped", *words) == 0
+    assert same(*(tmp_path / run / "checkpoints" / "best.ckpt" for run in ("whole", "stopped")))
+    losses = []
+    for run in ("whole", "stopped"):
+        logs = pd.concat([pd.read_csv(path) for path in sorted((tmp_path / run).glob("logs/version_*/metrics.csv"))])
+        losses.append(logs.dropna(subset="val_loss")[["epoch", "step", "val_loss"]].values.tolist())
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == num_validations
