@@ -3,11 +3,12 @@
 #   cluster.sh install     Debian's packages; as root
 #   cluster.sh up DIR      starts munged, slurmctld and two slurmd; then: export SLURM_CONF=DIR/slurm.conf
 #   cluster.sh down DIR    stops what `up DIR` started
-# DIR must be reachable by the user munge, so not below a private home. Partitions: `low` is preempted by `high`.
+# DIR must be reachable by the user munge, so not below a private home. Partitions: `low` is preempted by `high`. Several
+# clusters can run side by side: each has free ports of its own.
 set -euo pipefail
 
 NODES=(node1 node2)
-MARK="# span-sparse test cluster"
+MARK="# test cluster of span-sparse in"
 
 install_packages() {
     local tool missing=
@@ -19,13 +20,21 @@ install_packages() {
         slurmctld slurmd slurm-client munge >/dev/null
 }
 
+# as many ports as asked for, which nobody uses now
+free_ports() {
+    python3 -c 'import socket, sys
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+print(*[one.getsockname()[1] for one in sockets])' "$1"
+}
+
 write_configuration() {
-    local dir="$1" host
+    local dir="$1" host ports
     host=$(hostname -s)
+    read -ra ports <<<"$(free_ports $((1 + ${#NODES[@]})))"
     cat >"$dir/slurm.conf" <<CONF
 ClusterName=tests
 SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=26817
+SlurmctldPort=${ports[0]}
 AuthType=auth/munge
 AuthInfo=socket=$dir/munge/socket
 SlurmUser=root
@@ -55,10 +64,10 @@ MinJobAge=86400
 PartitionName=low  Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1  PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=ALL Default=NO  MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 CONF
-    local port=26820 node
-    for node in "${NODES[@]}"; do
-        echo "NodeName=$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$port CPUs=2 RealMemory=2000" >>"$dir/slurm.conf"
-        port=$((port + 1))
+    local index
+    for index in "${!NODES[@]}"; do
+        echo "NodeName=${NODES[index]} NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[index + 1]} CPUs=2" \
+            "RealMemory=2000" >>"$dir/slurm.conf"
     done
 }
 
@@ -73,7 +82,7 @@ up() {
         --log-file="$dir/munge/log" --seed-file="$dir/munge/seed"
     write_configuration "$dir"
     # the first node is where a job's processes meet, so its name must resolve
-    grep -q "$MARK\$" /etc/hosts || echo "127.0.0.1 ${NODES[*]} $MARK" >>/etc/hosts
+    echo "127.0.0.1 ${NODES[*]} $MARK $dir" >>/etc/hosts
     export SLURM_CONF="$dir/slurm.conf"
     /usr/sbin/slurmctld
     for node in "${NODES[@]}"; do /usr/sbin/slurmd -N "$node"; done
@@ -102,7 +111,7 @@ down() {
     scancel --quiet --user=root 2>/dev/null || true
     for file in "$dir"/pid/slurmd-* "$dir/pid/slurmctld" "$dir/munge/pid"; do stop "$file"; done
     # not `sed -i`, which renames: /etc/hosts may be a mount
-    grep -v "$MARK\$" /etc/hosts >"$dir/hosts" || true
+    grep -vF "$MARK $dir" /etc/hosts >"$dir/hosts" || true
     cat "$dir/hosts" >/etc/hosts
 }
 
