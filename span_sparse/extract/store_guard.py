@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from span_sparse.errors import StoreError
 from span_sparse.store import FeatureStore
+from span_sparse.store.shard import METADATA_FILE
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def clean_store(path: Path, *, several_hosts: bool = False) -> Iterator[None]:
     Raises:
         StoreError: the folder holds something that is not a store, or cannot be written.
     """
-    store = FeatureStore.create(path)
+    store = _create(path)
     descriptor = os.open(path, os.O_RDONLY) if os.name == "posix" else None
     try:
         alone = descriptor is not None and _lock(descriptor, exclusive=True)
@@ -42,6 +44,16 @@ def clean_store(path: Path, *, several_hosts: bool = False) -> Iterator[None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _create(path: Path) -> FeatureStore:
+    """Make or open the store. A run that was a moment faster may take our root document, not yet in place, for dead."""
+    try:
+        return FeatureStore.create(path)
+    except StoreError:
+        if not (path / METADATA_FILE).exists():
+            raise
+        return FeatureStore.create(path)
 
 
 def _lock(descriptor: int, *, exclusive: bool) -> bool:
