@@ -7,10 +7,10 @@ seconds of the median repetition, CPU seconds of the fastest (less disturbed on 
 over the loaded model and input, and the ratio to the model's own dense matrix products (every `mm` and `addmm` of the
 run, replayed alone with the same shapes: the floor). Features have 1,024 channels; patches cover 40 % of a square, in
 tissue-like blobs. Models: `span` (classification preset), `full_attention_fused` and `full_attention_naive` (2 layers,
-512 wide, 8 heads), `transmil` and `attention_pooling` (torchmil, if installed: `pip install 'span-sparse[baselines]'`). Models are in
-evaluation mode (no dropout) in both modes. On CPU the memory is the resident memory of the process, with every freed
-tensor given back to the system at once: what glibc keeps for later depends on the history of the process, and made the
-same model need 227 MB in one run and 371 MB in the next.
+512 wide, 8 heads), `transmil` and `attention_pooling` (torchmil, if installed: `pip install 'span-sparse[baselines]'`).
+Models are in evaluation mode (no dropout) in both modes. On CPU the memory is the resident memory of the process, with
+every freed tensor given back to the system at once: what glibc keeps for later depends on the history of the process,
+and made the same model need 227 MB in one run and 371 MB in the next.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ NEEDED: Final = {
     "numpy": "everything",
     "zarr": "the feature store",
     "google-crc32c": "the feature store",
+    "h5py": "importing and exporting feature files",
+    "shapely": "tissue outlines and annotations",
     "openslide-python": "reading slides",
     "openslide-bin": "reading slides",
     "lightning": "training",

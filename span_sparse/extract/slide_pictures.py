@@ -74,7 +74,8 @@ def _thumbnail(reader: SlideReader, tissue: TissueMask, lattice: Lattice, grid: 
     )
     _draw_cells(rgb, lattice, grid, scale_px0)
     mask = tissue.mask[np.ix_(rows, cols)]
-    rgb[mask & ~binary_erosion(mask, iterations=2)] = OUTLINE_COLOUR
+    inner = np.asarray(binary_erosion(mask, iterations=2), dtype=np.bool_)
+    rgb[mask & ~inner] = OUTLINE_COLOUR
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, format="jpeg", quality=JPEG_QUALITY, subsampling="4:4:4")  # thin lines
     return file.getvalue()

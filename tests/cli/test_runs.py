@@ -52,12 +52,13 @@ def test_a_run_is_summarised_from_its_files(tmp_path) -> None:
     assert one.headline == "auc"
 
 
-def test_the_list_shows_runs_at_any_depth(command, tmp_path, capsys) -> None:
+def test_the_list_shows_runs_at_any_depth(command, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # long paths are cut short
     make_run(tmp_path / "runs" / "a")
     make_run(tmp_path / "runs" / "deep" / "bb", auc=None, status="running")
     (tmp_path / "runs" / "a" / "checkpoints").mkdir()
     (tmp_path / "runs" / "a" / "checkpoints" / "config.yaml").write_text("")  # not a run
-    assert command("span", "runs", tmp_path / "runs") == 0
+    assert command("span", "runs", "runs") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "2026-01" in line] == lines[3:5]
     parts = "runs/a |2026-01-01 10:20|SpanMil|classification| 1 |auc 0.700|auc 0.800 [0.700, 0.900]|fold_0 01234567"
@@ -106,9 +107,10 @@ def test_the_order_of_the_list(command, tmp_path, capsys) -> None:
     assert order("--sort", "val") == ["aaa", "cc", "b"]
 
 
-def test_two_runs_are_compared(command, tmp_path, capsys) -> None:
-    first = make_run(tmp_path / "[b]first", torch="2.6")
-    second = make_run(tmp_path / "second", auc=0.75, torch="2.7", learning_rate=0.2, weight_decay=0.1)
+def test_two_runs_are_compared(command, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # long paths are cut short
+    first = make_run(Path("[b]first"), torch="2.6")
+    second = make_run(Path("second"), auc=0.75, torch="2.7", learning_rate=0.2, weight_decay=0.1)
     assert command("span", "runs", "compare", first, second, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"] == {
