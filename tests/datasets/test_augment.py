@@ -4,6 +4,7 @@ import dataclasses
 import math
 import statistics
 import time
+from contextvars import Context
 
 import pytest
 import torch
@@ -423,8 +424,10 @@ class TestTraining:
     def test_in_yaml(self, tiny_cohort, given_as: str, expected) -> None:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(SlideDataModule, "data")
-        config = parser.parse_string(
+        text = (
             f"data: {{class_path: {SlideDataModule.__module__}.SlideDataModule, init_args: "
             f"{{store: {tiny_cohort.store}, cohort: {tiny_cohort.csv}, augment: {given_as}}}}}"
         )
+        # A context of its own: what an earlier `parse_args` of this process leaves behind changes what `{}` becomes.
+        config = Context().run(parser.parse_string, text)
         assert parser.instantiate(config).data.augment == expected
