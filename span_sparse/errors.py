@@ -62,3 +62,11 @@ class PredictionTableError(SpanError):
 
 class TrainingError(SpanError):
     """A training cannot go on."""
+
+
+class ReportError(SpanError):
+    """An evaluation or a folder of heatmaps cannot be shown, in a report or in the viewer."""
+
+
+class HeatmapError(SpanError):
+    """Scores of patches cannot be computed, read or drawn."""
