@@ -1,0 +1,272 @@
+"""Which figures, curves and remarks belong to one split?
+
+1. Every figure is computed from the prediction table again, with the drawings (number, seed, level) that `metrics.json`
+   states, so that a reader who recomputes gets the same.
+2. Where `metrics.json` says something else, the section says so: then one of the two files was changed.
+3. What cannot be drawn is left out, what cannot be computed is a dash with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_fscore_support
+
+from span_sparse.evaluation import PredictionTable, metrics_by_split, score_table
+from span_sparse.evaluation.figures import confusion_figure, roc_figure
+from span_sparse.evaluation.statistics import DEFAULT_RESAMPLES
+from span_sparse.metrics import dice, intersection_over_union
+from span_sparse.report import curves
+from span_sparse.report.drawing import drawable, svg_address, with_drawable_classes
+from span_sparse.report.evaluation_folder import Evaluation
+from span_sparse.report.slide_errors import class_dice, segmented_classes
+
+WORDS: Final = {
+    "auc": "AUC",
+    "average_precision": "Average precision",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1": "Macro F1",
+    "accuracy": "Accuracy",
+    "kappa": "Cohen's kappa",
+    "weighted_kappa": "Weighted kappa",
+    "brier": "Brier score",
+    "ece": "Expected calibration error",
+    "c_index": "C-index (Harrell)",
+    "uno_c_index": "C-index (Uno)",
+    "mae": "Mean absolute error",
+    "r2": "R²",
+    "pearson": "Pearson's r",
+    "dice": "Dice, mean over slides",
+    "pooled_dice": "Dice over all patches",
+    "pooled_iou": "IoU over all patches",
+}
+MAX_RESAMPLES: Final = 10_000
+TOLERANCE: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class FigureRow:
+    """A line of the table of figures; texts, ready to be shown."""
+
+    name: str
+    value: str
+    interval: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure as a `data:` address, with what it shows in words."""
+
+    title: str
+    address: str
+    alternative: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A small table of texts."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSection:
+    """What a report says of one split.
+
+    Attributes:
+        name: of the split.
+        anchor: id of the section in the page.
+        counts: slides, patients, slides without label.
+        figures: values by name, as computed; for tests and comparisons.
+        rows: the same in words.
+        level: share of the drawings inside an interval.
+        resamples: drawings behind the intervals, 0 without any.
+        grids: tables by class and by subgroup.
+        pictures: curves.
+        notes: what to mind.
+    """
+
+    name: str
+    anchor: str
+    counts: str
+    figures: dict[str, Any]
+    rows: list[FigureRow]
+    level: float
+    resamples: int
+    grids: list[Grid] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def split_section(evaluation: Evaluation, split: str, number: int) -> SplitSection:
+    """Compute and draw everything about one split.
+
+    Args:
+        evaluation: the folder.
+        split: one of its splits.
+        number: of the section in the page.
+    """
+    stated = evaluation.metrics.get(split)
+    stated = stated if isinstance(stated, dict) else {}
+    drawings = _drawings(stated)
+    frame = evaluation.frame.loc[evaluation.frame["split"] == split].reset_index(drop=True)
+    table = None if evaluation.table is None else evaluation.table.of_split(split)
+    if table is not None:
+        figures = metrics_by_split(table, **drawings)[split]
+    else:
+        figures = score_table(frame, evaluation.kind, **drawings)
+    notes = _differences(figures, stated)
+    if split == "train":
+        notes.append("The model was fitted to these slides: their figures say nothing about new ones.")
+    unlabelled = int(figures.get("num_unlabelled") or 0)
+    return SplitSection(
+        name=split,
+        anchor=f"split-{number}",
+        counts=_counts_text(frame, unlabelled),
+        figures=figures,
+        rows=_rows(figures),
+        level=drawings["level"],
+        resamples=int(figures["bootstrap"]["resamples"]),
+        grids=_grids(evaluation.kind, frame, table),
+        pictures=_pictures(evaluation.kind, frame, table, split, drawings),
+        notes=notes,
+    )
+
+
+def figure_names(figures: dict[str, Any]) -> list[str]:
+    """Names of the figures of a dictionary of `metrics.json`: those that have an interval or could have one."""
+    return [name for name in figures if f"{name}_ci" in figures]
+
+
+def _drawings(stated: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the bootstrap as `metrics.json` states them, within limits; defaults for what it does not."""
+    bootstrap = stated.get("bootstrap")
+    bootstrap = bootstrap if isinstance(bootstrap, dict) else {}
+    resamples, seed, level = (bootstrap.get(name) for name in ("resamples", "seed", "level"))
+    return {
+        "resamples": resamples if isinstance(resamples, int) and 0 < resamples <= MAX_RESAMPLES else DEFAULT_RESAMPLES,
+        "seed": seed if isinstance(seed, int) and seed >= 0 else 0,
+        "level": level if isinstance(level, float) and 0 < level < 1 else 0.95,
+    }
+
+
+def _differences(figures: dict[str, Any], stated: dict[str, Any]) -> list[str]:
+    found = []
+    for name in figure_names(figures):
+        here, there = figures[name], stated.get(name)
+        if isinstance(here, float) and isinstance(there, int | float) and abs(here - there) > TOLERANCE:
+            found.append(
+                f"{_word(name)}: metrics.json says {there:.4f}, predictions.csv gives {here:.4f}. One of the files was "
+                "changed after the evaluation; this report shows what predictions.csv gives."
+            )
+    return found
+
+
+def _word(name: str) -> str:
+    return WORDS.get(name, name.replace("_", " "))
+
+
+def _rows(figures: dict[str, Any]) -> list[FigureRow]:
+    reasons = figures.get("notes") or {}
+    rows = []
+    for name in figure_names(figures):
+        value, interval = figures[name], figures[f"{name}_ci"]
+        missing = value is None or math.isnan(value)
+        reason = reasons.get(name) or (reasons.get(f"{name}_ci") if interval is None or name not in reasons else "")
+        rows.append(
+            FigureRow(
+                name=_word(name),
+                value="–" if missing else f"{value:.3f}",
+                interval="–" if not interval else f"{interval[0]:.3f} to {interval[1]:.3f}",
+                note=str(reason or ""),
+            )
+        )
+    return rows
+
+
+def _counts_text(frame: pd.DataFrame, unlabelled: int) -> str:
+    cases = frame["case_id"].nunique()
+    text = f"{len(frame):,} slide{'s' * (len(frame) != 1)} of {cases:,} patient{'s' * (cases != 1)}"
+    return text + (f", {unlabelled:,} without label" if unlabelled else "")
+
+
+def _grids(kind: str, frame: pd.DataFrame, table: PredictionTable | None) -> list[Grid]:
+    if table is not None:
+        return _class_grid(table.labelled())
+    if kind == "segmentation":
+        return [_dice_grid(frame)]
+    return []
+
+
+def _class_grid(labelled: PredictionTable) -> list[Grid]:
+    if not labelled.num_slides:
+        return []
+    never_warn: Any = 0.0
+    precision, recall, f1, slides = precision_recall_fscore_support(
+        labelled.true_index, labelled.predicted_index, labels=np.arange(len(labelled.class_names)),
+        zero_division=never_warn,
+    )  # fmt: skip
+    predicted = np.bincount(labelled.predicted_index, minlength=len(labelled.class_names))
+    rows = [
+        (
+            name, str(slides[label]), str(predicted[label]),
+            f"{recall[label]:.3f}" if slides[label] else "–",
+            f"{precision[label]:.3f}" if predicted[label] else "–",
+            f"{f1[label]:.3f}" if slides[label] or predicted[label] else "–",
+        )
+        for label, name in enumerate(labelled.class_names)
+    ]  # fmt: skip
+    header = ("Class", "Slides", "Predicted", "Sensitivity", "Positive predictive value", "F1")
+    return [Grid("By class", header, rows)]
+
+
+def _dice_grid(frame: pd.DataFrame) -> Grid:
+    rows = []
+    for name in segmented_classes(frame):
+        by_slide = class_dice(frame, name)
+        by_slide = by_slide[~np.isnan(by_slide)]
+        sums = [
+            frame[f"{kind}_{name}"].to_numpy(np.float64).sum(keepdims=True)
+            for kind in ("hits", "false_alarms", "misses")
+        ]
+        mean, median = (f"{by_slide.mean():.3f}", f"{np.median(by_slide):.3f}") if len(by_slide) else ("–", "–")
+        pooled = [float(figure(*sums)[0]) for figure in (dice, intersection_over_union)]
+        rows.append((name, str(len(by_slide)), mean, median, *("–" if np.isnan(x) else f"{x:.3f}" for x in pooled)))
+    header = ("Class", "Slides", "Mean Dice", "Median Dice", "Dice over all patches", "IoU over all patches")
+    return Grid("By class", header, rows)
+
+
+def _pictures(
+    kind: str, frame: pd.DataFrame, table: PredictionTable | None, split: str, drawings: dict[str, Any]
+) -> list[Picture]:
+    figures: list[tuple[str, Figure | None]]
+    if table is not None:
+        plain = with_drawable_classes(table)
+        title = drawable(split)
+        figures = [
+            ("ROC curve", roc_figure(plain, title=f"ROC, {title}", **drawings)),
+            ("Precision–recall curve", curves.precision_recall_figure(plain)),
+            ("Calibration curve", curves.calibration_figure(plain)),
+            ("Confusion matrix", confusion_figure(plain, title=f"Confusion, {title}")),
+        ]
+    elif kind == "survival":
+        figures = [("Kaplan–Meier curves", curves.survival_figure(frame))]
+    elif kind == "regression":
+        figures = [("Predicted against true values", curves.scatter_figure(frame))]
+    elif kind == "segmentation":
+        figures = [("Dice by slide", curves.dice_figure(frame))]
+    else:
+        figures = []
+    return [
+        Picture(name, svg_address(figure), f"{name} of the split {split}; the numbers are in the tables beside it")
+        for name, figure in figures
+        if figure is not None
+    ]

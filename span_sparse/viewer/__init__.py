@@ -1,0 +1,1 @@
+"""A local page to look at slides and their scores."""
