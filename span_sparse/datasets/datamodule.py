@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -45,6 +46,8 @@ class SlideDataModule(lightning.LightningDataModule):
         max_tokens: in training, instead of `batch_size` slides, as many as have so many patches together (`batching`).
         max_tokens_per_slide: in training, a slide of more patches is a new random choice of so many in every epoch.
         num_workers: processes that read ahead; 0 reads in the training process.
+        balance_classes: for classification: every class is drawn equally often in training. Not together with
+            `class_weights`, which would correct twice, nor with `max_tokens`.
         augment: true: a random symmetry of the square for every training slide in every epoch. Settings, for example
             `{token_drop: 0.1}`: mirror, shear and rotation too, annealed over the trainer's `max_epochs`. false: none.
         cache_dir: folder on a fast disk of the node, for example `$SLURM_TMPDIR`: slides are copied there when they are
@@ -68,6 +71,7 @@ class SlideDataModule(lightning.LightningDataModule):
         max_tokens: int | None = None,
         max_tokens_per_slide: int | None = None,
         num_workers: int = 0,
+        balance_classes: bool = False,
         augment: bool | AugmentationSettings = True,
         cache_dir: str | None = None,
         cache_mib: float = 1024.0,
@@ -86,6 +90,11 @@ class SlideDataModule(lightning.LightningDataModule):
         if task is not None and (label != "label" or class_names):
             raise ConfigError(f"label {label!r} and class_names {class_names} belong to the task; give them there only")
         self.wanted_task: AnyTask = ClassificationTask(label, tuple(class_names or ())) if task is None else task
+        if balance_classes and (max_tokens is not None or not isinstance(self.wanted_task, ClassificationTask)):
+            raise ConfigError(
+                "balance_classes draws slides by class: it needs a classification task and batch_size, not max_tokens"
+            )
+        self.balance_classes = balance_classes
         self.split_column = split
         self.batch_size, self.num_workers = batch_size, num_workers
         self.cache_dir = None if cache_dir is None else os.path.expandvars(cache_dir)
@@ -157,6 +166,8 @@ class SlideDataModule(lightning.LightningDataModule):
             )
         if isinstance(task, ClassificationTask):
             self._check_split(cohort, task)
+        if isinstance(task, SegmentationTask):
+            self._check_patch_classes(store, task)
         self._task = task.on(*store.common_identity(list(split_of)))
         if isinstance(store, LocallyCopiedStore):
             store.require_room(split_of)
@@ -190,6 +201,23 @@ class SlideDataModule(lightning.LightningDataModule):
                     f"the classes {list(task.classes)}, or clear its {self.split_column!r} in {self.cohort_path}"
                 )
 
+    def _check_patch_classes(self, store: FeatureStore, task: SegmentationTask) -> None:
+        """Refuses a class that no training patch has; reads slides until all classes were seen."""
+        absent = set(range(task.num_classes))
+        for item in self.items("train"):
+            ratios, found = store.read_ratios(item.slide_id), store.metadata(item.slide_id).ratio_classes
+            if ratios is not None:
+                columns = torch.from_numpy(ratios[:, [found.index(name) for name in task.classes]])
+                absent -= set(task.patch_labels(columns).tolist())
+            if not absent:
+                return
+        names = [task.class_names[label] for label in sorted(absent)]
+        raise StoreError(
+            f"{self.store_path}: no patch of the {len(self.items('train'))} training slides has the class {names[0]!r} "
+            f"at the task's threshold {task.threshold:g} (share of a patch's area); lower the threshold, move "
+            "annotated slides into train, or look at the annotations with `span inspect`"
+        )
+
     def train_dataloader(self) -> DataLoader[SlideSample]:
         """Shuffled training slides."""
         dataset = self._datasets["train"]
@@ -205,6 +233,7 @@ class SlideDataModule(lightning.LightningDataModule):
             "processes": self._rank()[1],
             "batch_size": self.batch_size,
             "max_tokens": self.max_tokens,
+            "balance_classes": self.balance_classes,
             "seed": self.seed,
         }
         return TrainingLoader(dataset, self.num_workers, batches=batches, order=order)
@@ -212,7 +241,8 @@ class SlideDataModule(lightning.LightningDataModule):
     def _training_batches(self, dataset: SlideDataset) -> Any:
         rank, world_size = self._rank()
         if self.max_tokens is None:
-            sampler = TrainingSampler(len(dataset), seed=self.seed, rank=rank, world_size=world_size)
+            labels = [item.label for item in dataset.items] if self.balance_classes else None
+            sampler = TrainingSampler(len(dataset), seed=self.seed, rank=rank, world_size=world_size, balance=labels)
             return BatchSampler(sampler, self.batch_size, drop_last=False)  # pyright: ignore[reportArgumentType]
         budget = TokenBudgetSampler(
             dataset.num_tokens(), max_tokens=self.max_tokens, seed=self.seed, rank=rank, world_size=world_size

@@ -14,6 +14,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from span_sparse.errors import StoreError
 from span_sparse.grid import LatticeSpec
 from span_sparse.store.checks import validate_arrays, validate_optional_arrays
@@ -22,6 +25,7 @@ from span_sparse.store.schema import (
     ARRAY_COORDS,
     ARRAY_FEATURES,
     ARRAY_GRID,
+    ARRAY_RATIOS,
     ARRAYS,
     KEY_COMPLETE,
     OPTIONAL_ARRAYS,
@@ -117,6 +121,19 @@ class FeatureStore:
                 self._verified[slide_id] = before
                 return record
         raise StoreError(f"slide {slide_id!r} in {self.path} is being replaced again and again; read it later")
+
+    def read_ratios(self, slide_id: str) -> NDArray[np.float32] | None:
+        """Annotation overlaps of a slide alone, `[patches, ratio_classes]`; None when it is not annotated.
+
+        Raises:
+            StoreError: the slide is missing, not complete, truncated or corrupt.
+        """
+        if ARRAY_RATIOS not in self.metadata(slide_id).optional_arrays:
+            return None
+        folder = self.path / group_name(slide_id) / ARRAY_RATIOS
+        for name in (METADATA_FILE, SHARD_FILE):
+            self._check_inside(folder / name)
+        return read_array(folder, OPTIONAL_ARRAYS[ARRAY_RATIOS], verify=True)
 
     def write(self, record: SlideRecord, overwrite: bool = False) -> None:
         """Write a slide; the store has the whole slide afterwards or, after a crash, what it had before.

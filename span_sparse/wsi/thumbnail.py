@@ -25,8 +25,8 @@ MAX_SOURCE_PX: Final = 2**35
 SMALLEST_PART_PX: Final = 8
 """Parts of the thumbnail this small are not cut further when they cannot be read; a tile of the slide has 8 to 16."""
 
-MAX_FAILED_READS: Final = 1000
-"""Of some fifty broken tiles. With more the slide is hopeless, and every attempt costs opening the file again."""
+MAX_FAILED_READS: Final = 400
+"""Of some twenty broken tiles. With more the slide is hopeless, and every attempt costs opening the file again."""
 
 
 def read_thumbnail(

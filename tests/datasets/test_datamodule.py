@@ -174,6 +174,27 @@ def test_segmentation_reaches_the_batch_and_test_slides_may_lack_it(tiny_cohort,
         module(tiny_cohort, task=SegmentationTask(("tumor",))).setup()
 
 
+def test_a_class_without_a_training_patch_is_refused_before_training(tiny_cohort, monkeypatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    annotate(tiny_cohort, [f"s{number:02d}" for number in range(11)])
+    module(tiny_cohort, task=SegmentationTask(("tumor",), threshold=0.75)).setup()
+    with pytest.raises(StoreError, match=r"no patch of the 6 training slides has the class 'tumor' .* threshold 0\.8"):
+        module(tiny_cohort, task=SegmentationTask(("tumor",), threshold=0.8)).setup()
+    with pytest.raises(StoreError, match="has the class 'stroma'"):
+        module(tiny_cohort, task=SegmentationTask(("tumor", "stroma"))).setup()
+
+
+def test_classes_are_drawn_equally_often_on_request(tiny_cohort) -> None:
+    tiny_cohort.change(label=["a", "b", *"aaaa", *tiny_cohort.frame["label"][6:]])
+    data = module(tiny_cohort, balance_classes=True, batch_size=6)
+    data.setup()
+    (batch,) = data.train_dataloader()
+    assert sorted(batch.labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    for settings in ({"max_tokens": 100}, {"task": SurvivalTask()}):
+        with pytest.raises(ConfigError, match="needs a classification task and batch_size"):
+            module(tiny_cohort, balance_classes=True, **settings)
+
+
 def test_tasks_are_checked_before_anything_is_read(tiny_cohort) -> None:
     with pytest.raises(ConfigError, match="threshold is 3"):
         module(tiny_cohort, task=SegmentationTask(("tumor",), threshold=3.0)).setup()

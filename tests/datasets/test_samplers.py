@@ -34,6 +34,25 @@ def test_every_epoch_has_its_own_order_which_the_seed_repeats() -> None:
     assert orders(1) != first
 
 
+def test_balanced_classes_come_equally_often_and_no_slide_returns_before_the_others_of_its_class() -> None:
+    labels = [0] * 20 + [1] * 3 + [2] * 8
+    samplers = [TrainingSampler(31, seed=0, rank=rank, world_size=2, balance=labels) for rank in range(2)]
+    seen: set[int] = set()
+    for epoch in range(6):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        first, second = ([request.slide for request in sampler] for sampler in samplers)
+        assert len(first) == len(second) == 16
+        order = [slide for pair in zip(first, second, strict=True) for slide in pair][:31]
+        counts = [sum(labels[slide] == label for slide in order) for label in range(3)]
+        assert sorted(counts) == [10, 10, 11]
+        assert {order.count(slide) for slide in (20, 21, 22)} <= {3, 4}  # ten or eleven draws of three slides
+        assert max(order.count(slide) for slide in range(20)) == 1
+        seen |= set(order)
+    assert seen == set(range(31))  # what one epoch leaves out, another one has
+    assert order != sorted(order)
+
+
 @pytest.mark.parametrize(("num_slides", "world_size"), [(1, 1), (7, 2), (40, 3), (5, 5)])
 def test_evaluation_shows_every_slide_once_over_all_processes(num_slides: int, world_size: int) -> None:
     shares = [list(EvaluationSampler(num_slides, rank=rank, world_size=world_size)) for rank in range(world_size)]
