@@ -172,3 +172,33 @@ def command(monkeypatch):
         return caught.value.code
 
     return run
+
+
+@pytest.fixture
+def make_heatmaps(tmp_path: Path):
+    """Writes a folder like that of `span heatmap`, by hand: slide id -> scores by name, of patches in rows of eight."""
+
+    def make(slides: dict[str, dict[str, list[float]]], name: str = "heatmaps", **meta: Any) -> Path:
+        rows = ["slide_id,case_id,folder,status,error"]
+        for number, (slide_id, scores) in enumerate(slides.items()):
+            folder = tmp_path / name / f"folder{number}"
+            folder.mkdir(parents=True)
+            about = {
+                "slide_id": slide_id, "case_id": f"p{number}", "checkpoint": "best.ckpt", "scores": list(scores),
+                "default_score": next(iter(scores)), "predicted": {"prob_b": 0.25}, "patch_px0": 64, "step_px0": 64,
+                "dimensions_px0": [1000, 700], "mpp": 0.5, "slide_path": None, "files": {"png": "heatmap.png"},
+            } | meta  # fmt: skip
+            lines = [",".join(["row", "col", "x_px0", "y_px0", *scores])]
+            for patch, values in enumerate(zip(*scores.values(), strict=True)):
+                row, col = divmod(patch, 8)
+                place = (row, col, col * about["step_px0"], row * about["step_px0"])
+                lines.append(",".join(map(str, (*place, *values))))
+            (folder / "scores.csv").write_text("\n".join(lines) + "\n")
+            (folder / "meta.json").write_text(json.dumps(about))
+            rows.append(
+                ",".join([f'"{slide_id.replace(chr(34), chr(34) * 2)}"', f"p{number}", folder.name, "done", ""])
+            )
+        (tmp_path / name / "heatmaps.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return tmp_path / name
+
+    return make

@@ -137,7 +137,7 @@ def scatter_figure(frame: pd.DataFrame) -> Figure | None:
         axes.plot(true, predicted, "o", color=OKABE_ITO[0], markersize=5, alpha=0.6, markeredgewidth=0, label="slides")
         axes.set(
             xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal",
-            xlabel=f"True value\n{counts(len(known), known['case_id'].nunique())}", ylabel="Predicted value",
+            xlabel=f"True value\n{counts(len(known), len(set(known["case_id"])))}", ylabel="Predicted value",
         )  # fmt: skip
         axes.legend(loc="upper left", framealpha=0.95)
     return figure
@@ -162,7 +162,7 @@ def dice_figure(frame: pd.DataFrame) -> Figure | None:
         axes.set_xticks(range(len(names)), ticks)
         axes.set(
             xlim=(-0.6, len(names) - 0.4), ylim=(-0.02, 1.02), ylabel="Dice (bar: median)",
-            xlabel=counts(len(frame), frame["case_id"].nunique()),
+            xlabel=counts(len(frame), len(set(frame["case_id"]))),
         )  # fmt: skip
     return figure
 

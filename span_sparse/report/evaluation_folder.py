@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -98,7 +99,7 @@ def _read_texts(path: Path) -> pd.DataFrame:
         raise ReportError(f"{path}: expected rows with {', '.join(ID_COLUMNS)}; missing: {missing or 'any row'}")
     if len(set(header)) < len(header) or any(len(row) != len(header) for row in rows):
         raise ReportError(f"{path}: expected one column of each name and as many fields in every row as in the header")
-    return pd.DataFrame(rows, columns=header, dtype=object)
+    return pd.DataFrame({name: [row[place] for row in rows] for place, name in enumerate(header)}, dtype=object)
 
 
 def _kind(path: Path, columns: list[str]) -> str:
@@ -126,8 +127,8 @@ def _with_numbers(path: Path, frame: pd.DataFrame, kind: str) -> pd.DataFrame:
         if any(name == known or (known.endswith("_") and name.startswith(known)) for known in _NUMBERS[kind])
     ]
     for name in wanted:
-        numbers = pd.to_numeric(frame[name].replace("", None), errors="coerce").astype("float64")
-        wrong = (frame[name] != "") & ~(numbers.abs() < float("inf"))
+        numbers: Any = pd.Series([_number(text) for text in frame[name]], dtype="float64")
+        wrong = (frame[name] != "") & ~(numbers.abs() < math.inf)
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             raise PredictionTableError(
@@ -135,6 +136,14 @@ def _with_numbers(path: Path, frame: pd.DataFrame, kind: str) -> pd.DataFrame:
             )
         frame[name] = numbers
     return frame
+
+
+def _number(text: str) -> float:
+    """The text as a number, NaN when it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:

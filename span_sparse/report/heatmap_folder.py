@@ -204,7 +204,7 @@ def _read_meta(parent: Path, name: str) -> ShownSlide:
         case_id=str(meta.get("case_id") or slide_id),
         folder=folder,
         score_names=tuple(dict.fromkeys(scores)),
-        default_score=default if default in scores else scores[0],
+        default_score=default if isinstance(default, str) and default in scores else scores[0],
         patch_px0=_pixels(meta, "patch_px0"),
         step_px0=_pixels(meta, "step_px0"),
         dimensions_px0=_dimensions(meta.get("dimensions_px0")),

@@ -129,7 +129,7 @@ def _slides(
     """All slides, by split and error; the most wrong of the first split with labels; remarks."""
     frame, outcomes, wrong = evaluation.frame, outcome_texts(evaluation), is_wrong(evaluation)
     place = {split: number for number, split in enumerate(evaluation.splits)}
-    splits = frame["split"].map(place).to_numpy()
+    splits = np.array([place[split] for split in frame["split"]])
     order = np.lexsort((-np.nan_to_num(errors, nan=-1.0), splits))
     labelled = [row for row in order if not np.isnan(errors[row])]
     chosen = [row for row in labelled if splits[row] == splits[labelled[0]]][:num_pictures]

@@ -193,7 +193,7 @@ def _rows(figures: dict[str, Any]) -> list[FigureRow]:
 
 
 def _counts_text(frame: pd.DataFrame, unlabelled: int) -> str:
-    cases = frame["case_id"].nunique()
+    cases = len(set(frame["case_id"]))
     text = f"{len(frame):,} slide{'s' * (len(frame) != 1)} of {cases:,} patient{'s' * (cases != 1)}"
     return text + (f", {unlabelled:,} without label" if unlabelled else "")
 
@@ -210,10 +210,11 @@ def _class_grid(labelled: PredictionTable) -> list[Grid]:
     if not labelled.num_slides:
         return []
     never_warn: Any = 0.0
-    precision, recall, f1, slides = precision_recall_fscore_support(
+    by_class: Any = precision_recall_fscore_support(
         labelled.true_index, labelled.predicted_index, labels=np.arange(len(labelled.class_names)),
         zero_division=never_warn,
     )  # fmt: skip
+    precision, recall, f1, slides = by_class
     predicted = np.bincount(labelled.predicted_index, minlength=len(labelled.class_names))
     rows = [
         (
