@@ -1,9 +1,10 @@
-"""What do the predictions of a split look like?
+"""What do the predicted classes of a split look like?
 
 Two pictures: the ROC curve (two classes: one curve with a pointwise bootstrap band; more: one curve per class against
-the rest) and the confusion matrix (slides, and share of the true class). Colours are those of Okabe and Ito, told apart
-by every kind of colour vision; curves differ in their dashes too. The number of slides and patients stands in every
-picture: without it a curve of seven slides looks as sure as one of seven hundred.
+the rest) and the confusion matrix (slides, and share of the true class); `calibration_figure.py` and
+`survival_figure.py` have others. Colours are those of Okabe and Ito, told apart by every kind of colour vision; curves
+differ in their dashes too. The number of slides and patients stands in every picture: without it a curve of seven
+slides looks as sure as one of seven hundred.
 
 Figures are drawn on the Agg canvas without pyplot, so that nothing here needs a display or keeps global state.
 """
@@ -23,15 +24,16 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from span_sparse.evaluation import bootstrap
+from span_sparse.evaluation.estimates import DEFAULT_RESAMPLES
 from span_sparse.evaluation.predictions import PredictionTable
-from span_sparse.evaluation.statistics import DEFAULT_RESAMPLES, auc_classes, classification_metrics
+from span_sparse.evaluation.statistics import auc_classes, classification_metrics
 from span_sparse.files import write_atomically
 
 OKABE_ITO: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 DASHES: Final = ("-", "--", "-.", ":")
 DPI: Final = 150
 _GRID: Final = np.linspace(0.0, 1.0, 201)
-_STYLE: Final[Any] = {
+STYLE: Final[Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
     "legend.fontsize": 10,
@@ -56,7 +58,7 @@ def roc_figure(
     classes = auc_classes(labelled)
     if not classes:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 5.9), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -80,7 +82,7 @@ def roc_figure(
         positive = f" for {_short(table.class_names[1])}" if len(table.class_names) == 2 else ", one against the rest"
         axes.set(
             xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=title,
-            xlabel=f"False positive rate (1 − specificity)\n{_counts(labelled)}",
+            xlabel=f"False positive rate (1 − specificity)\n{counts_text(labelled)}",
             ylabel=f"True positive rate (sensitivity){positive}",
         )  # fmt: skip
         axes.grid(color="0.9", linewidth=0.7)
@@ -105,7 +107,7 @@ def confusion_figure(table: PredictionTable, *, title: str) -> Figure | None:
     counts = confusion_matrix(labelled.true_index, labelled.predicted_index, labels=np.arange(len(names)))
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         edge = min(3.6 + 0.85 * len(names), 14.0)
         figure = Figure(figsize=(edge + 1.2, edge), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
@@ -120,7 +122,11 @@ def confusion_figure(table: PredictionTable, *, title: str) -> Figure | None:
             axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
         rows = [f"{name}\nn = {total}" for name, total in zip(names, totals[:, 0], strict=True)]
         axes.set_yticks(range(len(names)), rows)
-        axes.set(title=title, xlabel=f"Predicted class\n{_counts(labelled)}", ylabel="True class")
+        axes.set(
+            title=title,
+            xlabel=f"Predicted class\n{counts_text(labelled)}",
+            ylabel="True class",
+        )
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04)
         bar.set_label("Share of the true class")
         bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
@@ -141,7 +147,7 @@ def write_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
     for target in written:
         buffer = io.BytesIO()
         metadata = {"Date": None} if target.suffix == ".svg" else {"Software": None}
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             figure.savefig(buffer, format=target.suffix[1:], metadata=metadata, bbox_inches="tight", pad_inches=0.1)
         write_atomically(target, buffer.getvalue())
     return written
@@ -183,7 +189,8 @@ def _true_rates(positive: NDArray[np.bool_], scores: NDArray[np.float64], weight
     return np.interp(_GRID + 1e-12, false_rate, true_rate)
 
 
-def _counts(labelled: PredictionTable) -> str:
+def counts_text(labelled: PredictionTable) -> str:
+    """How much a picture rests on."""
     slides, cases = labelled.num_slides, len(np.unique(labelled.case_index))
     return f"n = {slides} slide{'s' * (slides != 1)} of {cases} patient{'s' * (cases != 1)}"
 

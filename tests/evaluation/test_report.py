@@ -10,7 +10,10 @@ from span_sparse.evaluation.predictions import parse_predictions, read_predictio
 from span_sparse.evaluation.report import write_evaluation
 from span_sparse.evaluation.statistics import metrics_by_split
 
-ALL = ["confusion.png", "confusion.svg", "metrics.json", "predictions.csv", "roc.png", "roc.svg"]
+ALL = [
+    "calibration.png", "calibration.svg", "confusion.png", "confusion.svg", "metrics.json", "predictions.csv",
+    "reliability.csv", "roc.png", "roc.svg",
+]  # fmt: skip
 
 
 @pytest.fixture

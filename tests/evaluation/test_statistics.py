@@ -7,16 +7,26 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
-from span_sparse.evaluation import bootstrap
+from span_sparse.evaluation import bootstrap, precision_recall_points, reliability_table, roc_points
 from span_sparse.evaluation.predictions import parse_predictions
 from span_sparse.evaluation.statistics import (
     METRICS,
+    classification_measures,
     classification_metrics,
     metrics_by_split,
-    resampled_metrics,
 )
+from span_sparse.evaluation.thresholds import DecisionThreshold, choose_threshold
+from span_sparse.metrics import ranking
 
 
 def binary(rows: list[tuple[str, str, str, float]]) -> pd.DataFrame:
@@ -82,7 +92,7 @@ def test_resampled_figures_equal_scikit_learn(make_frame, classes):
     frame[names] = frame[names].div(frame[names].sum(axis=1), axis=0)
     table = parse_predictions(frame)
     drawn = bootstrap.draw_cases(table.true_index, table.case_index, resamples=25, seed=3)
-    fast = resampled_metrics(table, drawn.slide_weights)
+    fast = classification_measures(table).compute(drawn.slide_weights)
     for number, weights in enumerate(drawn.slide_weights.astype(int)):
         rows = np.repeat(np.arange(table.num_slides), weights)
         true, predicted = table.true_index[rows], table.predicted_index[rows]
@@ -94,13 +104,11 @@ def test_resampled_figures_equal_scikit_learn(make_frame, classes):
         assert fast["accuracy"][number] == pytest.approx((true == predicted).mean(), abs=1e-12)
 
 
-def test_blocks_of_resamples_give_the_same_areas(make_table, monkeypatch):
+def test_blocks_of_resamples_give_the_same_figures(make_table, monkeypatch):
     table = make_table()
-    weights = bootstrap.draw_cases(table.true_index, table.case_index, resamples=50, seed=0).slide_weights
-    whole = bootstrap.weighted_auc(table.probabilities[:, 1], table.true_index == 1, weights)
+    whole = classification_metrics(table, resamples=50)
     monkeypatch.setattr(bootstrap, "_MAX_BLOCK", 7 * table.num_slides)
-    blocks = bootstrap.weighted_auc(table.probabilities[:, 1], table.true_index == 1, weights)
-    assert whole.tolist() == blocks.tolist()
+    assert classification_metrics(table, resamples=50) == whole
 
 
 def test_cases_are_drawn_whole_with_replacement(make_table):
@@ -144,7 +152,9 @@ def test_intervals_cover_the_truth():
     for trial in range(trials):
         scores = np.repeat(generator.normal(size=30) + (np.arange(30) % 2), 2)
         weights = bootstrap.draw_cases(true_index, case_index, resamples=300, seed=trial).slide_weights
-        low, high = bootstrap.percentile_interval(bootstrap.weighted_auc(scores, true_index == 1, weights), 0.95)
+        low, high = bootstrap.percentile_interval(
+            ranking.auc(ranking.rank_counts(scores, true_index == 1, weights)), 0.95
+        )
         hits += low <= 0.76025 <= high
     assert 0.90 <= hits / trials <= 0.985
 
@@ -186,7 +196,7 @@ def test_unlabelled_slides_are_left_out_and_counted(make_frame):
     both = classification_metrics(parse_predictions(more), resamples=200)
     assert both == dataclasses.replace(labelled, num_unlabelled=48)
     nothing = classification_metrics(parse_predictions(frame.assign(y_true=None))).as_dict()
-    assert [nothing[metric] for metric in METRICS] == [None] * 4
+    assert [nothing[metric] for metric in METRICS] == [None] * len(METRICS)
     assert nothing["notes"]["auc"] == nothing["notes"]["f1_ci"] == "no labelled slides"
     assert (nothing["num_slides"], nothing["num_cases"], nothing["num_unlabelled"]) == (0, 0, 48)
 
@@ -222,9 +232,11 @@ def test_the_dictionary_is_plain_json_with_pinned_keys(make_table):
     values = classification_metrics(make_table(), resamples=100).as_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert list(values) == [
-        "auc", "auc_ci", "balanced_accuracy", "balanced_accuracy_ci", "f1", "f1_ci", "accuracy", "accuracy_ci",
-        "num_slides", "num_cases", "num_unlabelled", "classes", "positive_class", "slides_per_class", "bootstrap",
-        "notes",
+        "auc", "auc_ci", "average_precision", "average_precision_ci", "balanced_accuracy", "balanced_accuracy_ci",
+        "f1", "f1_ci", "accuracy", "accuracy_ci", "kappa", "kappa_ci", "brier", "brier_ci", "ece", "ece_ci",
+        "sensitivity_at_95_specificity", "sensitivity_at_95_specificity_ci", "specificity_at_95_sensitivity",
+        "specificity_at_95_sensitivity_ci", "num_slides", "num_cases", "num_unlabelled", "classes", "positive_class",
+        "slides_per_class", "decision_threshold", "bootstrap", "notes",
     ]  # fmt: skip
     assert values["classes"] == ["benign", "tumour"]
     assert values["bootstrap"] == {"unit": "case_id", "resamples": 100, "redrawn": 0, "seed": 0, "level": 0.95}
@@ -234,3 +246,56 @@ def test_the_dictionary_is_plain_json_with_pinned_keys(make_table):
 def test_impossible_settings(make_table, settings):
     with pytest.raises(ValueError, match="expected resamples >= 0"):
         classification_metrics(make_table(), **settings)
+
+
+def test_the_threshold_comes_from_the_validation_slides_alone(make_frame):
+    """Validation: positives 0.9, 0.7, 0.4, negatives 0.6, 0.3, 0.1; best above 0.6 or 0.3, both with index 2/3."""
+    scores = [0.9, 0.7, 0.4, 0.6, 0.3, 0.1]
+    val = binary([(f"p{row}", "m" if row < 3 else "b", "b", score) for row, score in enumerate(scores)])
+    test = binary([(f"q{row}", "m" if row % 2 else "b", "m", score) for row, score in enumerate([0.64, 0.66] * 6)])
+    table = parse_predictions(pd.concat([val.assign(split="val"), test], ignore_index=True))
+    threshold = choose_threshold(table)
+    assert (threshold.chosen_on, threshold.num_slides) == ("val", 6)
+    assert min(abs(threshold.value - 0.65), abs(threshold.value - 0.35)) < 1e-12
+    found = metrics_by_split(table, resamples=0)
+    assert found["test"]["decision_threshold"]["chosen_on"] == "val"
+    assert choose_threshold(parse_predictions(test)) is None
+    only_test = metrics_by_split(parse_predictions(test), resamples=0)["test"]
+    assert only_test["decision_threshold"] is None
+    assert "threshold_accuracy" not in only_test
+    given = classification_metrics(parse_predictions(test), resamples=0, threshold=DecisionThreshold(0.65, "given"))
+    assert [given.values[f"threshold_{name}"] for name in ("accuracy", "sensitivity", "specificity")] == [1, 1, 1]
+
+
+def test_figures_of_more_than_two_classes(make_frame, make_table):
+    values = classification_metrics(make_table(classes=("a", "b", "c")), resamples=0).values
+    assert "quadratic_kappa" in values
+    assert "sensitivity_at_95_specificity" not in values
+    frame = make_frame(classes=("a", "b", "c"))
+    index = {name: number for number, name in enumerate("abc")}
+    expected = cohen_kappa_score(frame["y_true"].map(index), frame["y_pred"].map(index), weights="quadratic")
+    assert values["quadratic_kappa"] == pytest.approx(expected)
+
+
+def test_the_reliability_table_is_the_calibration_curve_of_scikit_learn(make_frame, make_table):
+    bins = reliability_table(make_table(num_cases=60))
+    frame = make_frame(num_cases=60)
+    observed, mean = calibration_curve(frame["y_true"] == "tumour", frame["prob_tumour"], n_bins=10)
+    used = bins[bins["num_slides"] > 0]
+    np.testing.assert_allclose(used["observed"], observed)
+    np.testing.assert_allclose(used["mean_predicted"], mean)
+    gaps = (used["num_slides"] * (used["observed"] - used["mean_predicted"]).abs()).sum() / bins["num_slides"].sum()
+    assert classification_metrics(make_table(num_cases=60), resamples=0).values["ece"] == pytest.approx(gaps)
+
+
+def test_points_of_the_curves_are_those_of_scikit_learn(make_frame, make_table):
+    frame, table = make_frame(), make_table()
+    truth, scores = frame["y_true"] == "tumour", frame["prob_tumour"]
+    false_rate, true_rate, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+    points = roc_points(table)
+    np.testing.assert_allclose(points.to_numpy(), np.stack([thresholds, false_rate, true_rate], axis=1))
+    precision, recall, cuts = precision_recall_curve(truth, scores)
+    points = precision_recall_points(table)
+    np.testing.assert_allclose(points.to_numpy()[::-1], np.stack([cuts, recall[:-1], precision[:-1]], axis=1))
+    benign = parse_predictions(frame[frame["y_true"] == "benign"])
+    assert len(roc_points(benign)) == len(precision_recall_points(benign)) == 0
