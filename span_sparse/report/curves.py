@@ -137,7 +137,7 @@ def scatter_figure(frame: pd.DataFrame) -> Figure | None:
         axes.plot(true, predicted, "o", color=OKABE_ITO[0], markersize=5, alpha=0.6, markeredgewidth=0, label="slides")
         axes.set(
             xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal",
-            xlabel=f"True value\n{counts(len(known), len(set(known["case_id"])))}", ylabel="Predicted value",
+            xlabel=f"True value\n{counts(len(known), len(set(known['case_id'])))}", ylabel="Predicted value",
         )  # fmt: skip
         axes.legend(loc="upper left", framealpha=0.95)
     return figure
