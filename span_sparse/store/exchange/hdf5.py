@@ -2,12 +2,15 @@
 
 Reading: only datasets of the file itself (hard links, no external or virtual storage), only numbers, only as many
 bytes as the file really holds, and only if every chunk was written. HDF5 by itself follows links to other files,
-allocates what a header claims, and gives zeros for chunks that a killed program never wrote.
+allocates what a header claims, gives zeros for chunks that a killed program never wrote, and walks for ever through a
+heap of texts one of which says it is 0 bytes long.
 """
 
 from __future__ import annotations
 
 import io
+import mmap
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,8 @@ from span_sparse.store.exchange.source import MAX_KEPT_VALUES, decode, encode
 MAX_COMPRESSION: Final = 200
 """Features and coordinates do not compress better than this; a header that claims it is not believed."""
 
+_HEAP: Final = b"GCOL\1\0\0\0"
+
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
@@ -33,6 +38,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         ExchangeError: it cannot be opened, or breaks while it is read.
     """
     try:
+        _check_heaps(path)
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except ExchangeError as error:
@@ -40,6 +46,29 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise ExchangeError(f"{path} cannot be read as HDF5: {reason:.300}; it is damaged, write it again") from error
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse a file whose global heaps, which hold the texts, cannot be walked from end to end.
+
+    Layout: HDF5 File Format Specification 3.0, III.E; lengths of 8 bytes, as all but the oldest files have them.
+    """
+    if not path.stat().st_size:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_HEAP)
+        while start >= 0:
+            size = struct.unpack_from("<Q", content, start + 8)[0] if start + 16 <= len(content) else 0
+            place, end = start + 16, start + size
+            while start % 8 == 0 and place + 16 <= min(end, len(content)):
+                index, length = struct.unpack_from("<H6xQ", content, place)
+                step = (
+                    length if index == 0 else 16 + -(-length // 8) * 8
+                )  # 0: what is left of the heap, itself included
+                if step < 16 or place + step > end:
+                    raise ExchangeError(f"the heap of texts at byte {start} is damaged; write the file again")
+                place += step
+            start = content.find(_HEAP, start + 1)
 
 
 def members(group: h5py.Group) -> dict[str, h5py.Dataset | h5py.Group]:
