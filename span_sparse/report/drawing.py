@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -19,15 +18,9 @@ from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
 from span_sparse.evaluation import PredictionTable
+from span_sparse.evaluation.figures import STYLE
 from span_sparse.evaluation.predictions import PROBABILITY_PREFIX, Y_PRED, Y_TRUE
 
-STYLE: Final[Any] = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "legend.fontsize": 10,
-    "svg.hashsalt": "span-sparse",
-    "svg.fonttype": "path",
-}
 PICTURE_EDGE_PX: Final = 640
 MAX_SOURCE_PX: Final = 80_000_000
 """Pixels of a picture that is opened at all; a small file can claim to be terabytes."""
@@ -38,7 +31,7 @@ SHORT: Final = 24
 def svg_address(figure: Figure) -> str:
     """A figure as a `data:` address, the same for the same figure."""
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({**STYLE, "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.1)
     return _address("image/svg+xml", buffer.getvalue())
 
@@ -93,11 +86,6 @@ def with_drawable_classes(table: PredictionTable) -> PredictionTable:
 def counts(num_slides: int, num_cases: int) -> str:
     """The line below a figure."""
     return f"n = {num_slides} slide{'s' * (num_slides != 1)} of {num_cases} patient{'s' * (num_cases != 1)}"
-
-
-def joined(parts: Iterable[str]) -> str:
-    """Parts of a sentence."""
-    return "; ".join(part for part in parts if part)
 
 
 def _address(kind: str, content: bytes) -> str:

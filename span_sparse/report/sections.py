@@ -17,9 +17,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_fscore_support
 
-from span_sparse.evaluation import PredictionTable, metrics_by_split, score_table
+from span_sparse.evaluation import (
+    PredictionTable,
+    choose_risk_cut,
+    choose_threshold,
+    risk_groups,
+    score_table,
+    subgroup_scores,
+)
+from span_sparse.evaluation.calibration_figure import calibration_figure
+from span_sparse.evaluation.estimates import DEFAULT_RESAMPLES
 from span_sparse.evaluation.figures import confusion_figure, roc_figure
-from span_sparse.evaluation.statistics import DEFAULT_RESAMPLES
+from span_sparse.evaluation.survival_figure import kaplan_meier_figure
 from span_sparse.metrics import dice, intersection_over_union
 from span_sparse.report import curves
 from span_sparse.report.drawing import drawable, svg_address, with_drawable_classes
@@ -33,20 +42,31 @@ WORDS: Final = {
     "f1": "Macro F1",
     "accuracy": "Accuracy",
     "kappa": "Cohen's kappa",
-    "weighted_kappa": "Weighted kappa",
+    "quadratic_kappa": "Kappa, quadratic weights",
     "brier": "Brier score",
     "ece": "Expected calibration error",
+    "sensitivity_at_95_specificity": "Sensitivity at 95 % specificity",
+    "specificity_at_95_sensitivity": "Specificity at 95 % sensitivity",
+    "threshold_accuracy": "Accuracy at the decision threshold",
+    "threshold_sensitivity": "Sensitivity at the decision threshold",
+    "threshold_specificity": "Specificity at the decision threshold",
     "c_index": "C-index (Harrell)",
-    "uno_c_index": "C-index (Uno)",
+    "c_index_uno": "C-index (Uno)",
+    "integrated_brier": "Integrated Brier score",
     "mae": "Mean absolute error",
     "r2": "R²",
     "pearson": "Pearson's r",
     "dice": "Dice, mean over slides",
+    "iou": "IoU, mean over slides",
     "pooled_dice": "Dice over all patches",
     "pooled_iou": "IoU over all patches",
 }
+"""Names of the figures for readers; others are shown as they are called."""
+
 MAX_RESAMPLES: Final = 10_000
 TOLERANCE: Final = 1e-6
+SUBGROUP_FIGURES: Final = 3
+"""How many figures a table of subgroups shows; subgroups.csv has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +139,9 @@ def split_section(evaluation: Evaluation, split: str, number: int) -> SplitSecti
     drawings = _drawings(stated)
     frame = evaluation.frame.loc[evaluation.frame["split"] == split].reset_index(drop=True)
     table = None if evaluation.table is None else evaluation.table.of_split(split)
-    if table is not None:
-        figures = metrics_by_split(table, **drawings)[split]
-    else:
-        figures = score_table(frame, evaluation.kind, **drawings)
-    notes = _differences(figures, stated)
+    settings = drawings if evaluation.table is None else {**drawings, "threshold": choose_threshold(evaluation.table)}
+    figures = score_table(frame, evaluation.kind, **settings)
+    notes = [*_differences(figures, stated), *_cuts(evaluation, frame, figures)]
     if split == "train":
         notes.append("The model was fitted to these slides: their figures say nothing about new ones.")
     unlabelled = int(figures.get("num_unlabelled") or 0)
@@ -135,8 +153,8 @@ def split_section(evaluation: Evaluation, split: str, number: int) -> SplitSecti
         rows=_rows(figures),
         level=drawings["level"],
         resamples=int(figures["bootstrap"]["resamples"]),
-        grids=_grids(evaluation.kind, frame, table),
-        pictures=_pictures(evaluation.kind, frame, table, split, drawings),
+        grids=[*_grids(evaluation.kind, frame, table), *_subgroups(evaluation, frame, split, settings)],
+        pictures=_pictures(evaluation, frame, table, split, drawings),
         notes=notes,
     )
 
@@ -154,7 +172,7 @@ def _drawings(stated: dict[str, Any]) -> dict[str, Any]:
     return {
         "resamples": resamples if isinstance(resamples, int) and 0 < resamples <= MAX_RESAMPLES else DEFAULT_RESAMPLES,
         "seed": seed if isinstance(seed, int) and seed >= 0 else 0,
-        "level": level if isinstance(level, float) and 0 < level < 1 else 0.95,
+        "level": level if isinstance(level, float) and 0.0 < level < 1.0 else 0.95,
     }
 
 
@@ -172,6 +190,51 @@ def _differences(figures: dict[str, Any], stated: dict[str, Any]) -> list[str]:
 
 def _word(name: str) -> str:
     return WORDS.get(name, name.replace("_", " "))
+
+
+def _cuts(evaluation: Evaluation, frame: pd.DataFrame, figures: dict[str, Any]) -> list[str]:
+    """Sentences about the decision threshold and the groups of risk."""
+    threshold = figures.get("decision_threshold")
+    if threshold:
+        origin = f"{threshold['rule']} on the {threshold['num_slides']} slides of split {threshold['chosen_on']}"
+        return [f"Decision threshold {threshold['value']:.3f}: {origin}."]
+    cut = choose_risk_cut(evaluation.frame) if evaluation.kind == "survival" else None
+    if cut is None:
+        return []
+    groups = risk_groups(frame, cut)
+    p = groups["log_rank_p"]
+    parts = [
+        f"{name}: {groups[f'num_cases_{name}']} patients, {groups[f'num_events_{name}']} events"
+        for name in ("low", "high")
+    ]
+    test = "no log-rank test" if p is None else f"log-rank p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    return [f"Groups of risk, cut at the median risk of split {cut.chosen_on}: {'; '.join(parts)}; {test}."]
+
+
+def _subgroups(evaluation: Evaluation, frame: pd.DataFrame, split: str, settings: dict[str, Any]) -> list[Grid]:
+    """The columns that the evaluation was asked to take apart, where the table still has them."""
+    stated = evaluation.metrics.get("subgroups")
+    columns = stated.get(split) if isinstance(stated, dict) else None
+    present = [name for name in columns if name in frame] if isinstance(columns, dict) else []
+    grids = []
+    for column, groups in subgroup_scores(frame, evaluation.kind, present, **settings).items():
+        names = figure_names(next(iter(groups.values())))[:SUBGROUP_FIGURES]
+        rows = [
+            (
+                value + (" (small)" if one["small"] else ""), str(one["num_slides"]), str(one["num_cases"]),
+                *(_with_interval(one, name) for name in names),
+            )
+            for value, one in groups.items()
+        ]  # fmt: skip
+        grids.append(Grid(f"By {column}", (column, "Slides", "Patients", *map(_word, names)), rows))
+    return grids
+
+
+def _with_interval(figures: dict[str, Any], name: str) -> str:
+    value, interval = figures[name], figures[f"{name}_ci"]
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
 def _rows(figures: dict[str, Any]) -> list[FigureRow]:
@@ -246,26 +309,30 @@ def _dice_grid(frame: pd.DataFrame) -> Grid:
 
 
 def _pictures(
-    kind: str, frame: pd.DataFrame, table: PredictionTable | None, split: str, drawings: dict[str, Any]
+    evaluation: Evaluation,
+    frame: pd.DataFrame,
+    table: PredictionTable | None,
+    split: str,
+    drawings: dict[str, Any],
 ) -> list[Picture]:
-    figures: list[tuple[str, Figure | None]]
+    figures: list[tuple[str, Figure | None]] = []
+    title, cut = drawable(split), choose_risk_cut(evaluation.frame) if evaluation.kind == "survival" else None
     if table is not None:
         plain = with_drawable_classes(table)
-        title = drawable(split)
         figures = [
             ("ROC curve", roc_figure(plain, title=f"ROC, {title}", **drawings)),
-            ("Precision–recall curve", curves.precision_recall_figure(plain)),
-            ("Calibration curve", curves.calibration_figure(plain)),
+            ("Precision–recall curve", curves.precision_recall_figure(plain, title=f"Precision–recall, {title}")),
+            ("Calibration curve", calibration_figure(plain, title=f"Calibration, {title}", level=drawings["level"])),
             ("Confusion matrix", confusion_figure(plain, title=f"Confusion, {title}")),
         ]
-    elif kind == "survival":
-        figures = [("Kaplan–Meier curves", curves.survival_figure(frame))]
-    elif kind == "regression":
-        figures = [("Predicted against true values", curves.scatter_figure(frame))]
-    elif kind == "segmentation":
-        figures = [("Dice by slide", curves.dice_figure(frame))]
-    else:
-        figures = []
+    elif cut is not None:
+        figures = [("Kaplan–Meier curves", kaplan_meier_figure(frame, cut, title=f"Groups of predicted risk, {title}"))]
+    elif evaluation.kind == "regression":
+        figures = [
+            ("Predicted against true values", curves.scatter_figure(frame, title=f"Predicted and true, {title}"))
+        ]
+    elif evaluation.kind == "segmentation":
+        figures = [("Dice by slide", curves.dice_figure(frame, title=f"Dice by slide, {title}"))]
     return [
         Picture(name, svg_address(figure), f"{name} of the split {split}; the numbers are in the tables beside it")
         for name, figure in figures

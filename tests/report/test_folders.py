@@ -102,10 +102,10 @@ def test_damaged_scores(heatmaps, text):
 @pytest.mark.parametrize(
     ("text", "error", "said"),
     [
-        ("", ReportError, "header"),
-        ("a,b\n1,2\n", ReportError, "slide_id"),
-        (HEADER + "size\na,a,0,test,1\n", ReportError, "no known task"),
-        (HEADER + "y_true,y_pred\na,a,0,test,1\n", ReportError, "as many fields"),
+        ("", PredictionTableError, "header"),
+        ("a,b\n1,2\n", PredictionTableError, "slide_id"),
+        (HEADER + "size\na,a,0,test,1\n", PredictionTableError, "not a table of predictions"),
+        (HEADER + "y_true,y_pred\na,a,0,test,1\n", PredictionTableError, "as many fields"),
         (HEADER + "y_true,y_pred\na,a,0,test,1,nought\n", PredictionTableError, "column y_pred, row 1"),
         (HEADER + "risk,time,event\na,a,0,test,1,inf,1\n", PredictionTableError, "column time"),
         (HEADER + "y_true,y_pred,prob_a,prob_b\na,a,0,test,a,c,0.5,0.5\n", PredictionTableError, "y_pred"),

@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    cohen_kappa_score,
+    f1_score,
+    roc_auc_score,
+)
 
 from span_sparse.evaluation import write_results
 from span_sparse.report import read_evaluation, read_heatmap_folder, render_report, write_report
@@ -61,6 +69,9 @@ def test_figures_are_those_of_scikit_learn(classified, parse):
             "balanced_accuracy": balanced_accuracy_score(rows["y_true"], rows["y_pred"]),
             "f1": f1_score(rows["y_true"], rows["y_pred"], average="macro"),
             "accuracy": accuracy_score(rows["y_true"], rows["y_pred"]),
+            "average_precision": average_precision_score(rows["y_true"] == "tumour", rows["prob_tumour"]),
+            "kappa": cohen_kappa_score(rows["y_true"], rows["y_pred"]),
+            "brier": brier_score_loss(rows["y_true"] == "tumour", rows["prob_tumour"]),
         }
         section = split_section(evaluation, split, number)
         assert {name: section.figures[name] for name in expected} == pytest.approx(expected, abs=1e-12)
@@ -70,7 +81,8 @@ def test_figures_are_those_of_scikit_learn(classified, parse):
             (shown,) = (row for row in section.rows if row.name == WORDS[name])
             assert shown.value == f"{value:.3f}"
             assert f"{value:.3f}" in page.text
-        assert section.notes == []
+        (note,) = section.notes
+        assert note.startswith("Decision threshold 0.")
 
 
 def test_a_metrics_file_that_says_something_else_is_named(evaluate):
@@ -88,7 +100,7 @@ def test_every_task_has_a_page(classified, evaluate, parse, kind):
     for slide in evaluation.frame["slide_id"]:
         assert slide in page.text
     pictures = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
-    assert len(pictures) == {"classification": 6, "multi_label": 0}.get(kind, 2)  # both are too small for a calibration
+    assert len(pictures) == {"classification": 8, "multi_label": 0}.get(kind, 2)
     for source in pictures:
         head, _, content = source.partition(",")
         assert head == "data:image/svg+xml;base64"
@@ -211,6 +223,15 @@ def test_what_was_run(evaluate, parse):
     for shown in ("runs/a/best.ckpt", "features.zarr", "lowest val_loss of 3 epochs", "abc123", "uni_v2", "0.1.0"):
         assert shown in text
     assert "Nothing was written down" in parse(render_report(evaluate("regression"))).text
+
+
+def test_subgroups_are_shown_where_the_evaluation_has_them(evaluate, parse, tables):
+    frame = tables["regression"].assign(scanner=["A", "<b>"] * 12)
+    text = parse(render_report(evaluate("regression", frame, by=["scanner"]))).text
+    half = frame[(frame["split"] == "test") & (frame["scanner"] == "<b>")]
+    assert "By scanner" in text
+    assert "<b> (small)" in text
+    assert f"{(half['y_true'] - half['y_pred']).abs().mean():.3f}" in text
 
 
 def test_without_labels(tmp_path, tables, parse):

@@ -3,10 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from lifelines import KaplanMeierFitter
 
 from span_sparse.evaluation import parse_predictions
-from span_sparse.report.curves import kaplan_meier_steps
 from span_sparse.report.evaluation_folder import Evaluation
 from span_sparse.report.slide_errors import is_wrong, outcome_texts, slide_errors
 
@@ -65,11 +63,3 @@ def test_other_tasks(tmp_path, tables):
     errors = slide_errors(evaluation(tmp_path, "segmentation", masks))
     hits, false_alarms, misses = (masks[f"{kind}_tumour"][0] for kind in ("hits", "false_alarms", "misses"))
     assert errors[0] == pytest.approx(1 - 2 * hits / (2 * hits + false_alarms + misses))
-
-
-def test_kaplan_meier_against_lifelines():
-    random = np.random.default_rng(0)
-    time, event = random.integers(1, 12, 60).astype(float), random.random(60) < 0.6
-    steps, share = kaplan_meier_steps(time, event)
-    expected = KaplanMeierFitter().fit(time, event).survival_function_at_times(steps).to_numpy()
-    np.testing.assert_allclose(share, expected, atol=1e-12)
