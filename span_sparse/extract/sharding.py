@@ -13,13 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from span_sparse.errors import ConfigError, StoreError
 from span_sparse.extract.settings import SlideTask
 from span_sparse.files import write_atomically
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +105,44 @@ def tasks_of_shard(tasks: list[SlideTask], shard: Shard, store: Path, *, dry_run
     Raises:
         StoreError: the file of the assignment is damaged or cannot be written.
     """
-    path = store.with_name(f"{store.name}.shards-of-{shard.count}.json")
+    paths = {task.slide_id: task.path for task in tasks}
+    mine = ids_of_shard(paths, _size, shard, assignment_path(store, shard), dry_run=dry_run)
+    return [task for task in tasks if task.slide_id in mine]
+
+
+def assignment_path(store: Path, shard: Shard) -> Path:
+    """Where the assignment of an extraction into this store lies."""
+    return store.with_name(f"{store.name}.shards-of-{shard.count}.json")
+
+
+def ids_of_shard(
+    slides: Mapping[str, T], size: Callable[[T], int], shard: Shard, path: Path, *, dry_run: bool = False
+) -> set[str]:
+    """The ids of the slides of a shard.
+
+    Args:
+        slides: all slides of the cohort by id, with what their size is told by.
+        size: of a slide; asked only by the first job.
+        shard: which part.
+        path: file of the assignment.
+        dry_run: read it if it is there, but do not write it.
+
+    Raises:
+        StoreError: the file of the assignment is damaged or cannot be written.
+    """
     assigned = _read(path, shard.count)
     if assigned is None:
-        assigned = _assign(tasks, shard.count)
+        assigned = _assign({slide_id: size(slide) for slide_id, slide in slides.items()}, shard.count)
         if not dry_run:
             assigned = _keep(path, assigned, shard.count)
-    return [task for task in tasks if assigned.get(task.slide_id, _hashed(task.slide_id, shard.count)) == shard.number]
+    return {slide for slide in slides if assigned.get(slide, _hashed(slide, shard.count)) == shard.number}
 
 
-def _assign(tasks: Iterable[SlideTask], count: int) -> dict[str, int]:
+def _assign(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     """Shard of each slide: the largest first, to the shard with least."""
-    sizes = sorted(((_size(task.path), task.slide_id) for task in tasks), reverse=True)
-    loads = [(0, 0, number) for number in range(1, count + 1)]  # bytes, slides, shard
+    loads = [(0, 0, number) for number in range(1, count + 1)]  # sizes, slides, shard
     assigned: dict[str, int] = {}
-    for size, slide_id in sizes:
+    for size, slide_id in sorted(((size, slide_id) for slide_id, size in sizes.items()), reverse=True):
         load, slides, number = min(loads)
         loads[number - 1] = (load + size, slides + 1, number)
         assigned[slide_id] = number

@@ -10,6 +10,7 @@ double the price of every epoch.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,7 +36,7 @@ from span_sparse.store.schema import (
     raise_problems,
     validate_format,
 )
-from span_sparse.store.shard import METADATA_FILE, SHARD_FILE, read_array, read_json
+from span_sparse.store.shard import METADATA_FILE, SHARD_FILE, array_checksum, read_array, read_json
 from span_sparse.store.writer import create_root, remove_leftovers, write_slide
 from span_sparse.types import EncoderIdentity
 
@@ -134,6 +135,25 @@ class FeatureStore:
         for name in (METADATA_FILE, SHARD_FILE):
             self._check_inside(folder / name)
         return read_array(folder, OPTIONAL_ARRAYS[ARRAY_RATIOS], verify=True)
+
+    def content_checksum(self, slide_id: str) -> str:
+        """Changes whenever features, grid or ratios of the slide do; reads the stored checksums, not the arrays.
+
+        Raises:
+            StoreError: the slide is missing, not complete or truncated.
+        """
+        metadata = self.metadata(slide_id)
+        group = self.path / group_name(slide_id)
+        digest = hashlib.sha256()
+        kinds = {ARRAY_FEATURES: (metadata.encoder.precision,), ARRAY_GRID: ("int32",)}
+        if ARRAY_RATIOS in metadata.optional_arrays:
+            kinds[ARRAY_RATIOS] = OPTIONAL_ARRAYS[ARRAY_RATIOS]
+            digest.update(repr(metadata.ratio_classes).encode())
+        for name, dtypes in kinds.items():
+            self._check_inside(group / name / METADATA_FILE)
+            self._check_inside(group / name / SHARD_FILE)
+            digest.update(b"\0" + name.encode() + b"\0" + array_checksum(group / name, dtypes))
+        return digest.hexdigest()
 
     def write(self, record: SlideRecord, overwrite: bool = False) -> None:
         """Write a slide; the store has the whole slide afterwards or, after a crash, what it had before.

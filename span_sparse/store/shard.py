@@ -95,6 +95,33 @@ def read_array(folder: Path, expected_dtypes: tuple[str, ...], *, verify: bool) 
     return array
 
 
+def array_checksum(folder: Path, expected_dtypes: tuple[str, ...]) -> bytes:
+    """What tells two contents of an array apart: shape, dtype and the stored CRC-32C of every block.
+
+    The blocks themselves are not read: this is for programs that ask whether anything has changed.
+
+    Args:
+        folder: the array's folder.
+        expected_dtypes: names of the dtypes it may have.
+
+    Raises:
+        StoreError: the array is missing, of another kind than the format allows, or truncated.
+    """
+    shape, dtype, block_rows = _parse_array_document(folder, expected_dtypes)
+    path = folder / SHARD_FILE
+    num_blocks, block_bytes = -(-shape[0] // block_rows), block_rows * shape[1] * dtype.itemsize
+    try:
+        _require_regular(path)
+        with path.open("rb", buffering=0) as file:
+            found = []
+            for offset in _read_index(file, path, num_blocks, block_bytes):
+                file.seek(offset + block_bytes)
+                found.append(file.read(_CRC_BYTES))
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}; the slide is incomplete") from error
+    return b"|".join((repr(shape).encode(), dtype.str.encode(), *found))
+
+
 def _require_regular(path: Path) -> None:
     """Refuse pipes and devices: opening one would wait for ever."""
     if path.exists() and not path.is_file():
