@@ -31,8 +31,8 @@ from span_sparse.errors import SpanError
 from span_sparse.signals import noted
 
 VERBS: Final = (
-    "inspect", "extract", "import", "annotate", "validate", "splits", "crossval", "runs", "evaluate", "predict", "heatmap", "compare",
-    "report", "view", "export", "convert-weights", "encoders", "slurm", "doctor",
+    "inspect", "extract", "import", "annotate", "validate", "splits", "crossval", "runs", "evaluate", "predict",
+    "heatmap", "compare", "report", "view", "export", "convert-weights", "encoders", "slurm", "doctor",
 )  # fmt: skip
 """Each is a module of this package with `DESCRIPTION`, `build_parser()` and `run(args)`; see `_module` for its name."""
 

@@ -13,10 +13,14 @@ from span_sparse.models.config import AttentionPoolingConfig, MeanPoolingConfig
 from span_sparse.nn import AttentionPooling
 
 
-def _by_slide(features: Tensor, coords: Tensor, num_slides: int) -> tuple[Tensor, tuple[int, ...]]:
+def bags(features: Tensor, coords: Tensor, num_slides: int) -> tuple[Tensor, tuple[int, ...]]:
+    """The features sorted by slide, and the number of patches of each: what `Tensor.split` takes."""
     slide = coords[:, 0].long()
-    order = slide.argsort(stable=True)
-    return features[order], tuple(torch.bincount(slide, minlength=num_slides).tolist())
+    return features[_order(coords)], tuple(torch.bincount(slide, minlength=num_slides).tolist())
+
+
+def _order(coords: Tensor) -> Tensor:
+    return coords[:, 0].argsort(stable=True)
 
 
 class MeanPooling(nn.Module):
@@ -36,7 +40,7 @@ class MeanPooling(nn.Module):
         self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
     ) -> Float[Tensor, "slides classes"]:
         """Logits of every slide."""
-        rows, counts = _by_slide(features, coords, num_slides)
+        rows, counts = bags(features, coords, num_slides)
         return self.classify(torch.stack([bag.mean(dim=0) for bag in rows.split(counts)]))
 
 
@@ -55,5 +59,13 @@ class AttentionMil(nn.Module):
         self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
     ) -> Float[Tensor, "slides classes"]:
         """Logits of every slide."""
-        rows, counts = _by_slide(features, coords, num_slides)
+        rows, counts = bags(features, coords, num_slides)
         return self.classify(self.pool(self.project(rows), counts))
+
+    def attention(
+        self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
+    ) -> Float[Tensor, " tokens"]:
+        """The share of every patch in its slide's mean, in the caller's order; one over a slide."""
+        rows, counts = bags(features, coords, num_slides)
+        weights = self.pool.weights(self.project(rows), counts)[:, 0]
+        return torch.empty_like(weights).index_copy(0, _order(coords), weights)

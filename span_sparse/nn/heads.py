@@ -107,9 +107,13 @@ class AttentionPooling(nn.Module):
 
     def forward(self, rows: Float[Tensor, "tokens width"], counts: tuple[int, ...]) -> Float[Tensor, "slides width"]:
         """Pools the rows of each slide."""
+        slides = zip(self.weights(rows, counts).split(counts), rows.split(counts), strict=True)
+        return torch.stack([(weights * slide).sum(dim=0) for weights, slide in slides])
+
+    def weights(self, rows: Float[Tensor, "tokens width"], counts: tuple[int, ...]) -> Float[Tensor, "tokens 1"]:
+        """The share of every row in its slide's mean."""
         scores = self.score(self.activation(self.hidden(rows)))
-        slides = zip(scores.split(counts), rows.split(counts), strict=True)
-        return torch.stack([(score.softmax(dim=0) * slide).sum(dim=0) for score, slide in slides])
+        return torch.cat([score.softmax(dim=0) for score in scores.split(counts)])
 
 
 class MultiAttentionHead(nn.Module):

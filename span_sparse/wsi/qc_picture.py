@@ -91,7 +91,7 @@ def write_qc_picture(
     for name, removed in tissue.removed.items():
         _draw_removed(axes, removed, tissue.scale_px0, REMOVED_COLOURS[name].colour)
     _draw_outline(axes, tissue.mask, tissue.scale_px0, OUTLINE_COLOUR, width=1.2)
-    _draw_scale_bar(axes, reader.width_px0, lattice.slide_mpp)
+    draw_scale_bar(axes, reader.width_px0, lattice.slide_mpp)
     axes.set(xlim=(0, reader.width_px0), ylim=(reader.height_px0, 0))
     axes.set_axis_off()
     figure.text(
@@ -114,7 +114,7 @@ def _figure(reader: SlideReader, top_in: float) -> Figure:
 def _title(reader: SlideReader, tissue: TissueMask, lattice: Lattice, num_patches: int, mpp_source: str) -> str:
     spec = lattice.spec
     return (
-        f"{_drawable(reader.path.name)}  ({reader.width_px0} × {reader.height_px0} px, {reader.vendor})\n"
+        f"{drawable(reader.path.name)}  ({reader.width_px0} × {reader.height_px0} px, {reader.vendor})\n"
         f"{num_patches} patches of {spec.patch_size_px} px at {spec.target_mpp:g} µm/px, "
         f"step {lattice.step_px0} px = {lattice.step_um:.4g} µm\n"
         f"tissue {tissue.area_mm2:.3g} mm² by {tissue.method} (green), cells (blue), "
@@ -129,7 +129,7 @@ def _removed_line(tissue: TissueMask) -> str:
     return f"\nremoved: {', '.join(parts)}" if parts else ""
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """The text with what the font lacks as `?`; matplotlib would warn and draw a box."""
     known = get_font(findfont("DejaVu Sans")).get_charmap()
     return "".join(letter if ord(letter) in known else "?" for letter in text)
@@ -167,7 +167,7 @@ def _draw_outline(axes: Axes, mask: NDArray[np.bool_], scale_px0: int, colour: s
     axes.contour(centres_x, centres_y, padded, levels=[0.5], colors=colour, linewidths=width)
 
 
-def _draw_scale_bar(axes: Axes, width_px0: int, slide_mpp: float) -> None:
+def draw_scale_bar(axes: Axes, width_px0: int, slide_mpp: float) -> None:
     """A bar of 1, 2 or 5 × 10ⁿ µm, at most a quarter of the slide's width, below the slide."""
     longest_um = width_px0 * slide_mpp / 4
     decade = 10.0 ** math.floor(math.log10(longest_um))
