@@ -239,7 +239,7 @@ def _with_interval(figures: dict[str, Any], name: str) -> str:
 
 def _rows(figures: dict[str, Any]) -> list[FigureRow]:
     reasons = figures.get("notes") or {}
-    rows = []
+    rows, before = [], ""
     for name in figure_names(figures):
         value, interval = figures[name], figures[f"{name}_ci"]
         missing = value is None or math.isnan(value)
@@ -249,9 +249,10 @@ def _rows(figures: dict[str, Any]) -> list[FigureRow]:
                 name=_word(name),
                 value="–" if missing else f"{value:.3f}",
                 interval="–" if not interval else f"{interval[0]:.3f} to {interval[1]:.3f}",
-                note=str(reason or ""),
+                note="as above" if reason and reason == before else str(reason or ""),
             )
         )
+        before = reason
     return rows
 
 

@@ -25,8 +25,8 @@ from span_sparse.errors import SpanError
 from span_sparse.viewer.content import ViewerContent
 
 LOOPBACK: Final = "127.0.0.1"
-HOSTS: Final = (LOOPBACK, "localhost")
-"""Any port: a tunnel (`ssh -L 8000:127.0.0.1:PORT`) has another one on the reader's side."""
+HOST: Final = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?", re.IGNORECASE)
+"""Names of this machine. Any port: a tunnel (`ssh -L 8000:127.0.0.1:PORT`) has another one on the reader's side."""
 
 STATIC: Final = Path(__file__).parent / "static"
 TYPES: Final = {
@@ -166,8 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 405
         if len(self.headers.get_all("Host") or ()) != 1 or sum(map(len, self.headers.values())) > MAX_HEADER_BYTES:
             return 400
-        name, _, port = self.headers["Host"].partition(":")
-        if name.lower() not in HOSTS or not re.fullmatch("[0-9]{0,5}", port):
+        if not HOST.fullmatch(self.headers["Host"]):
             return 421
         # `none`: typed or opened from elsewhere than a page
         if self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):

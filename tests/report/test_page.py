@@ -239,7 +239,7 @@ def test_without_labels(tmp_path, tables, parse):
     write_results(tmp_path / "new", frame, "classification")
     text = parse(render_report(read_evaluation(tmp_path / "new"))).text
     assert "16 without label" in text
-    assert "Most wrong" not in text
+    assert "Largest errors" not in text
 
 
 def test_drawable_text():

@@ -21,6 +21,8 @@ const viewer = OpenSeadragon({
   gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
   gestureSettingsTouch: { clickToZoom: false },
 });
+viewer.canvas.setAttribute("role", "group");
+viewer.canvas.setAttribute("aria-label", "Slide. Arrow keys move, plus and minus zoom, 0 shows all of it.");
 const cohort = await fetchJson("cohort.json");
 const overlay = new Overlay(viewer, cohort.colours);
 overlay.canvas.style.opacity = 0.5;
