@@ -35,7 +35,7 @@ from span_sparse.cli.run_folder import summary
 from span_sparse.cli.run_record import RunRecorder, default_loggers
 from span_sparse.datasets import AnyTask
 from span_sparse.errors import ConfigError
-from span_sparse.models import NetworkConfig, SpanUnetConfig
+from span_sparse.models import NetworkConfig, SpanUnetConfig, TorchmilConfig
 from span_sparse.training import TaskModule
 from span_sparse.training.checkpoint import checked_checkpoint
 from span_sparse.training.prediction import prediction_frame
@@ -252,7 +252,9 @@ def enable_network_classes() -> None:
     jsonargparse takes a data class for its fields and ignores `class_path`: of two networks or tasks with the same
     settings the first one of the union would be built, and config.yaml would not say which.
     """
-    set_parsing_settings(subclasses_enabled=[*get_args(NetworkConfig), SpanUnetConfig, *get_args(AnyTask)])
+    set_parsing_settings(
+        subclasses_enabled=[*get_args(NetworkConfig), SpanUnetConfig, TorchmilConfig, *get_args(AnyTask)]
+    )
 
 
 def _verb_settings(verb: str) -> Iterator[tuple[str, str]]:

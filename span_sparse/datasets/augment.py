@@ -7,8 +7,8 @@ and rotated, if every patch keeps a cell of its own:
 2. `mirror`, `shear` and `rotate` are bijections of the whole lattice. A shear with rounding,
    `row + round(slope · col)`, moves every column as a block and can be undone; a rotation is a quarter turn and three
    shears.
-3. `draw_pose` draws which of them a slide gets, `move` applies them, `augment` also drops patches and adds noise. The
-   probabilities fall over the epochs, so that training ends close to what evaluation sees.
+3. `draw_pose` draws which of them a slide gets, `move` applies them, `augment` also drops patches, mixes features
+   and adds noise. The probabilities fall over the epochs, so that training ends close to what evaluation sees.
 
 Rotating the coordinates as floats and rounding them is the naive way: cells collide, and moving the losers to free
 cells one by one costs seconds a slide.
@@ -42,6 +42,8 @@ class AugmentationSettings:
         token_drop: probability of each patch to be left out, in [0, 0.95]; at least one patch stays.
         feature_noise: standard deviation of Gaussian noise on the features, relative to each channel's standard
             deviation on the slide, in [0, 10].
+        feature_mixup: every patch takes up to this share of the features of a random patch of its slide, in [0, 0.5]
+            (mixup of Zhang et al., ICLR 2018, within a slide: its label stays true).
     """
 
     probability: float = 0.75
@@ -52,6 +54,7 @@ class AugmentationSettings:
     max_tilt_degrees: float = 30.0
     token_drop: float = 0.0
     feature_noise: float = 0.0
+    feature_mixup: float = 0.0
 
     def check(self) -> None:
         """Refuses values outside their range; `SlideDataset` calls it.
@@ -76,6 +79,7 @@ _HIGHEST = {
     "max_tilt_degrees": 45,
     "token_drop": 0.95,
     "feature_noise": 10,
+    "feature_mixup": 0.5,
 }
 """Largest value of every number of `AugmentationSettings`; the smallest is 0."""
 
@@ -245,6 +249,15 @@ def add_noise(
     return noise.mul_(scale).add_(features).to(features.dtype)
 
 
+def mix_features(
+    features: Float[Tensor, "patches channels"], most: float, generator: torch.Generator
+) -> Float[Tensor, "patches channels"]:
+    """Gives every patch a share, uniform in [0, `most`], of the features of a random one; keeps the dtype."""
+    shares = torch.rand(len(features), 1, generator=generator) * most
+    others = features[torch.randint(len(features), (len(features),), generator=generator)]
+    return torch.lerp(features.float(), others.float(), shares).to(features.dtype)
+
+
 class Augmented(NamedTuple):
     """A slide after augmentation.
 
@@ -284,6 +297,8 @@ def augment(
     if settings.token_drop * factor > 0:
         kept = keep_patches(len(grid), settings.token_drop * factor, generator)
         grid, features = grid[kept], features[kept]
+    if settings.feature_mixup * factor > 0:
+        features = mix_features(features, settings.feature_mixup * factor, generator)
     if settings.feature_noise * factor > 0:
         features = add_noise(features, settings.feature_noise * factor, generator)
     return Augmented(move(grid, pose), features, kept)

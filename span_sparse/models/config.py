@@ -310,5 +310,33 @@ class AttentionPoolingConfig:
         return asdict(self)
 
 
+TorchmilName = Literal["abmil", "clam_sb", "dsmil", "transmil"]
+
+
+@dataclass(frozen=True)
+class TorchmilConfig:
+    """Baseline of the library torchmil (`pip install 'span-sparse[baselines]'`), for two classes.
+
+    Attributes:
+        name: ABMIL (gated; Ilse et al., 2018), CLAM with one branch (Lu et al., 2021), DSMIL (Li et al., 2021) or
+            TransMIL (Shao et al., 2021).
+        hidden: width to which the features are projected, Linear and ReLU.
+    """
+
+    name: TorchmilName = "abmil"
+    hidden: int = 512
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(TorchmilName) or self.hidden < 8 or self.hidden % 8:
+            raise ConfigError(
+                f"name {self.name!r} must be one of {', '.join(get_args(TorchmilName))}, hidden {self.hidden} a "
+                "multiple of 8"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for checkpoints."""
+        return asdict(self)
+
+
 NetworkConfig = SpanMilConfig | MeanPoolingConfig | AttentionPoolingConfig
 """Every network a slide classifier can be built from."""

@@ -14,21 +14,26 @@ from span_sparse.models.config import (
     SpanMilConfig,
     SpanSurvivalConfig,
     SpanUnetConfig,
+    TorchmilConfig,
 )
 from span_sparse.models.mil import SpanMil
 from span_sparse.models.pooling import AttentionMil, MeanPooling
+from span_sparse.models.torchmil_network import TorchmilNetwork
 from span_sparse.models.unet import SpanUnet
 
-_KINDS: dict[str, type[NetworkConfig | SpanUnetConfig]] = {
+AnyNetworkConfig = NetworkConfig | SpanUnetConfig | TorchmilConfig
+
+_KINDS: dict[str, type[AnyNetworkConfig]] = {
     "span_survival": SpanSurvivalConfig,
     "span_mil": SpanMilConfig,
     "span_unet": SpanUnetConfig,
     "mean_pooling": MeanPoolingConfig,
     "attention_pooling": AttentionPoolingConfig,
+    "torchmil": TorchmilConfig,
 }
 
 
-def build_network(config: NetworkConfig | SpanUnetConfig, *, num_features: int, num_classes: int) -> nn.Module:
+def build_network(config: AnyNetworkConfig, *, num_features: int, num_classes: int) -> nn.Module:
     """The network of these settings; its `forward` takes `(features, coords, num_slides)` and returns logits."""
     if isinstance(config, SpanMilConfig):
         return SpanMil(config, num_features=num_features, num_classes=num_classes)
@@ -36,16 +41,18 @@ def build_network(config: NetworkConfig | SpanUnetConfig, *, num_features: int, 
         return SpanUnet(config, num_features=num_features, num_classes=num_classes)
     if isinstance(config, MeanPoolingConfig):
         return MeanPooling(config, num_features=num_features, num_classes=num_classes)
+    if isinstance(config, TorchmilConfig):
+        return TorchmilNetwork(config, num_features=num_features, num_classes=num_classes)
     return AttentionMil(config, num_features=num_features, num_classes=num_classes)
 
 
-def network_as_dict(config: NetworkConfig | SpanUnetConfig) -> dict[str, Any]:
+def network_as_dict(config: AnyNetworkConfig) -> dict[str, Any]:
     """Plain values, for checkpoints: the settings and `kind`."""
     kind = next(kind for kind, config_type in _KINDS.items() if type(config) is config_type)
     return {"kind": kind, **config.as_dict()}
 
 
-def network_from_dict(values: dict[str, Any]) -> NetworkConfig | SpanUnetConfig:
+def network_from_dict(values: dict[str, Any]) -> AnyNetworkConfig:
     """Inverse of `network_as_dict`.
 
     Raises:

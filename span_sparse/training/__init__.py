@@ -5,6 +5,7 @@ from span_sparse.training.slide_classifier import SlideClassifier
 from span_sparse.training.slide_tasks import MultiLabelClassifier, SlideRegressor
 from span_sparse.training.survival_model import SurvivalModel
 from span_sparse.training.task_module import TaskModule
+from span_sparse.training.weight_average import WeightAverage
 
 __all__ = [
     "MultiLabelClassifier",
@@ -13,4 +14,5 @@ __all__ = [
     "SlideRegressor",
     "SurvivalModel",
     "TaskModule",
+    "WeightAverage",
 ]

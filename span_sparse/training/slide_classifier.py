@@ -14,7 +14,7 @@ from span_sparse.datasets.batch import NO_LABEL
 from span_sparse.datasets.slide_dataset import SlideItem
 from span_sparse.errors import ConfigError
 from span_sparse.losses import cross_entropy
-from span_sparse.models import AttentionPoolingConfig, MeanPoolingConfig, NetworkConfig, SpanMilConfig
+from span_sparse.models import AttentionPoolingConfig, MeanPoolingConfig, NetworkConfig, SpanMilConfig, TorchmilConfig
 from span_sparse.training.outcomes import Outcomes, by_case
 from span_sparse.training.task_module import StepOutput, TaskModule
 
@@ -36,11 +36,11 @@ class SlideClassifier(TaskModule):
     """
 
     task_type = ClassificationTask
-    network_types: ClassVar = (SpanMilConfig, MeanPoolingConfig, AttentionPoolingConfig)
+    network_types: ClassVar = (SpanMilConfig, MeanPoolingConfig, AttentionPoolingConfig, TorchmilConfig)
 
     def __init__(
         self,
-        network: NetworkConfig | None = None,
+        network: NetworkConfig | TorchmilConfig | None = None,
         *,
         class_weights: list[float] | Literal["balanced"] | None = None,
         balanced_weights: list[float] | None = None,
@@ -75,6 +75,8 @@ class SlideClassifier(TaskModule):
         weights = self.own["balanced_weights"] if self.class_weights == "balanced" else self.class_weights
         factors = None if weights is None else logits.new_tensor(weights)
         losses = cross_entropy(logits, batch.labels, factors, focal_gamma=self.focal_gamma)
+        if self.training and isinstance(self.settings, TorchmilConfig):
+            losses = losses + self.network.own_losses(batch.features, batch.coords, batch.labels)
         return StepOutput(losses, {"labels": batch.labels, "probabilities": logits.softmax(dim=1)})
 
     def figures(self, outcomes: Outcomes, case_ids: Sequence[str]) -> dict[str, float]:
