@@ -19,6 +19,7 @@ from span_sparse.models.convert import config_from_official, convert_state_dict
 from span_sparse.models.mil import SpanMil, SpanMilOutput
 from span_sparse.models.networks import build_network, network_as_dict, network_from_dict
 from span_sparse.models.pooling import AttentionMil, MeanPooling
+from span_sparse.models.torchmil_network import TorchmilNetwork
 from span_sparse.models.unet import SpanUnet, SpanUnetOutput
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "SpanUnetConfig",
     "SpanUnetOutput",
     "TorchmilConfig",
+    "TorchmilNetwork",
     "attention_maps",
     "build_network",
     "config_from_official",

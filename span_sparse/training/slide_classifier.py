@@ -14,7 +14,14 @@ from span_sparse.datasets.batch import NO_LABEL
 from span_sparse.datasets.slide_dataset import SlideItem
 from span_sparse.errors import ConfigError
 from span_sparse.losses import cross_entropy
-from span_sparse.models import AttentionPoolingConfig, MeanPoolingConfig, NetworkConfig, SpanMilConfig, TorchmilConfig
+from span_sparse.models import (
+    AttentionPoolingConfig,
+    MeanPoolingConfig,
+    NetworkConfig,
+    SpanMilConfig,
+    TorchmilConfig,
+    TorchmilNetwork,
+)
 from span_sparse.training.outcomes import Outcomes, by_case
 from span_sparse.training.task_module import StepOutput, TaskModule
 
@@ -75,7 +82,7 @@ class SlideClassifier(TaskModule):
         weights = self.own["balanced_weights"] if self.class_weights == "balanced" else self.class_weights
         factors = None if weights is None else logits.new_tensor(weights)
         losses = cross_entropy(logits, batch.labels, factors, focal_gamma=self.focal_gamma)
-        if self.training and isinstance(self.settings, TorchmilConfig):
+        if self.training and isinstance(self.network, TorchmilNetwork):
             losses = losses + self.network.own_losses(batch.features, batch.coords, batch.labels)
         return StepOutput(losses, {"labels": batch.labels, "probabilities": logits.softmax(dim=1)})
 
