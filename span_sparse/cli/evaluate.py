@@ -1,28 +1,41 @@
-"""`span evaluate`: what does a checkpoint say about a cohort it has not seen?
+"""`span evaluate`: what do checkpoints say about a cohort they have not seen?
 
-The checkpoint alone says which classes, encoder and lattice it is for; a store of another encoder or lattice is
-refused, because a number computed from other features looks like any other. Without a label column the slides are
-predicted and no metrics are written.
+A checkpoint alone says which classes, encoder and lattice it is for; a store of another encoder or lattice is refused,
+because a number computed from other features looks like any other. With `--slides` the features are made first, by the
+engine of `span extract` and the checkpoint's own encoder and lattice. Several checkpoints are an ensemble.
+
+1. What was predicted already, by the same checkpoints from the same features, is read from `OUTPUT/parts`.
+2. The other slides (with `--shard`, those of this job) are predicted; each is kept at once.
+3. When every slide of the cohort is there, predictions, figures and pictures are written; another shard may do that.
+
+Without a label column the slides are predicted and no metrics are written.
 """
 
 from __future__ import annotations
 
-import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from span_sparse.cli.tissue_option import TISSUE_HELP, tissue_settings
+
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from span_sparse.cli.evaluate_cohort import EvaluatedSlides
     from span_sparse.cohort import CohortTable
-    from span_sparse.datasets import AnyTask
     from span_sparse.datasets.slide_dataset import SlideItem
-    from span_sparse.datasets.targets import SlideTarget
+    from span_sparse.evaluation.parts import Part
+    from span_sparse.extract.sharding import Shard
     from span_sparse.store import FeatureStore
+    from span_sparse.training import TaskModule
 
-DESCRIPTION = "Apply a checkpoint to a store: predictions, metrics with intervals, ROC and confusion pictures."
+DESCRIPTION = "Apply checkpoints to a store or to slides: predictions, figures with intervals, pictures."
 
-
+MEMBERS = "members"
 _SHOWN = {
     "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
@@ -38,22 +51,33 @@ _SHOWN = {
 def build_parser() -> ArgumentParser:
     """The options of `span evaluate`."""
     parser = ArgumentParser(prog="span evaluate", description=DESCRIPTION)
-    parser.add_argument("--config", action="config", help="YAML file with these options")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint written by `lightning fit`")
-    parser.add_argument("--store", type=Path, required=True, help="feature store written by `span extract`")
-    parser.add_argument("--cohort", type=Path, help="CSV of the slides, cases and labels; default: the whole store")
-    parser.add_argument("--output", type=Path, required=True, help="folder for predictions, metrics and pictures")
-    parser.add_argument("--label", type=str, default="label", help="column of the class names (default: label)")
-    parser.add_argument("--split-column", type=str, default="split", help="column of the splits (default: split)")
-    parser.add_argument(
-        "--split", type=str, help="only slides of this split; default: all, each under its own split's name"
-    )
-    parser.add_argument("--batch-size", type=int, default=1, help="slides a step; does not change predictions")
-    parser.add_argument("--num-workers", type=int, default=0, help="reading processes")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--resamples", type=int, default=2000, help="patient-level bootstrap drawings")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--skip-missing", action="store_true", help="leave out slides that are not in the store")
+    add = parser.add_argument
+    add("--config", action="config", help="YAML file with these options")
+    add(
+        "--checkpoint", type=Path, nargs="+", action="extend", required=True,
+        help="checkpoints written by `lightning fit`; several are an ensemble",
+    )  # fmt: skip
+    add("--store", type=Path | None, default=None, help="feature store (with --slides: default OUTPUT/store)")
+    add("--slides", type=Path | None, default=None, help="folder of slide files: extract their features first")
+    add("--cohort", type=Path | None, default=None, help="CSV of the slides, cases and labels; default: all slides")
+    add("--output", type=Path, required=True, help="folder for predictions, metrics and pictures")
+    add("--label", type=str, default="label", help="column of the class names (default: label)")
+    add("--split-column", type=str, default="split", help="column of the splits (default: split)")
+    add("--split", type=str | None, default=None, help="only slides of this split; default: all, each under its own")
+    add("--by", type=str, nargs="+", default=[], help="columns of the cohort table whose values are subgroups (site)")
+    add("--shard", type=str | None, default=None, help="only part k of n (k/n); slurm: by place in a job array")
+    add("--overwrite", action="store_true", help="predict again what is there")
+    add("--batch-size", type=int, default=1, help="slides a step; does not change predictions but for rounding")
+    add("--num-workers", type=int, default=0, help="processes that read the store, or the slides")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--resamples", type=int, default=2000, help="patient-level bootstrap drawings")
+    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--skip-missing", action="store_true", help="leave out slides that are not in the store or cannot be extracted")
+    add("--encoder", type=str | None, default=None, help="with --slides: program *.pt2, *.ts the features were made by")
+    add("--encoder-weights", type=Path | None, default=None, help="with --slides: file or folder of its weights")
+    add("--trust-program", action="store_true", help="load an --encoder *.pt2 or *.ts, which can run its author's code")
+    add("--tissue", type=dict[str, bool | float | str], default={}, help=f"with --slides: {TISSUE_HELP}")
+    add("--min-tissue", type=float, default=0.5, help="with --slides: least share of tissue of a patch, in (0, 1]")
     return parser
 
 
@@ -63,119 +87,229 @@ def run(args: Namespace) -> int:
     Raises:
         SpanError: bad input.
     """
-    from rich.progress import track
-
+    from span_sparse.cli.device_option import device_of
+    from span_sparse.cli.evaluate_cohort import slides_of_cohort, slides_of_store, table_of_folder
     from span_sparse.cohort import read_cohort
-    from span_sparse.datasets import SegmentationTask, SlideDataset
-    from span_sparse.errors import ConfigError
-    from span_sparse.evaluation import write_results
+    from span_sparse.errors import CheckpointError
+    from span_sparse.evaluation.ensemble import RULES
+    from span_sparse.evaluation.parts import FOLDER, read_parts
+    from span_sparse.extract.sharding import Shard
     from span_sparse.store import FeatureStore
-    from span_sparse.training.checkpoint import load_model
-    from span_sparse.training.prediction import predict_slides, prediction_frame
+    from span_sparse.training.ensemble import checkpoint_hash, load_ensemble
+
+    _check(args)
+    shard = None if args.shard is None else Shard.parse(args.shard, os.environ)
+    models = load_ensemble(args.checkpoint)
+    if len(models) > 1 and models[0].task.kind not in RULES:
+        raise CheckpointError(
+            f"{args.checkpoint[0]}: models of the task {models[0].task.kind} cannot be averaged over their tables; "
+            "evaluate one checkpoint at a time"
+        )
+    device = device_of(args.device)
+    task = models[0].task
+    if args.slides is not None and args.cohort is None:
+        args.cohort = table_of_folder(args.slides, args.output / "cohort.csv")
+    cohort = read_cohort(args.cohort) if args.cohort is not None else None
+    slides = None if cohort is None else slides_of_cohort(args, cohort, task)
+    if args.slides is not None and cohort is not None and slides is not None:
+        args.store = args.output / "store" if args.store is None else args.store
+        _extract(args, cohort, slides, models[0], shard, device)
+    store = FeatureStore(args.store)
+    slides = slides_of_store(store, task) if slides is None else slides
+    mine = _of_shard(args, slides, store, shard)
+    hashes = [checkpoint_hash(path) for path in args.checkpoint]
+    _predict(args, [model.to(device) for model in models], hashes, store, mine, shard)
+    parts = read_parts(args.output / FOLDER, hashes)
+    waiting = [item for item in slides.items if not _is_current(parts.get(item.slide_id), store, item)]
+    if waiting:
+        print(
+            f"shard {args.shard}: {len(mine)} slides are predicted; {len(waiting)} of {len(slides.items)} are still to "
+            "come from other shards, the last of which writes the results"
+        )
+        return 0
+    _write(args, slides, parts, task.kind, hashes)
+    return 0
+
+
+def _is_current(part: Part | None, store: FeatureStore, item: SlideItem) -> bool:
+    """Whether a part says what the models say of the slide today."""
+    from span_sparse.cli.evaluate_cohort import part_key
+
+    return part is not None and part.key == (part_key(store, item) if store.has(item.slide_id) else "")
+
+
+def _check(args: Namespace) -> None:
+    from span_sparse.errors import ConfigError
 
     if args.batch_size < 1 or args.num_workers < 0 or args.resamples < 1:
         raise ConfigError(
             f"--batch-size {args.batch_size} and --resamples {args.resamples} must be at least 1, "
             f"--num-workers {args.num_workers} at least 0"
         )
-    if args.split is not None and args.cohort is None:
-        raise ConfigError(f"--split {args.split}: the splits are in a cohort table; give --cohort")
-    model = load_model(args.checkpoint)
-    task = model.task
-    store = FeatureStore(args.store)
-    cohort = read_cohort(args.cohort) if args.cohort is not None else None
-    items, splits = _slides(args, store, cohort, task)
-    task.check_features(*store.common_identity([item.slide_id for item in items]), where=str(args.store))
-    dataset = SlideDataset(store, items, segmentation=task if isinstance(task, SegmentationTask) else None)
-    num_batches = -(-len(items) // args.batch_size)
-    outcomes = predict_slides(
-        model.to(_device(args.device)),
-        dataset,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        progress=track(range(num_batches), description="predicting"),
+    if args.store is None and args.slides is None:
+        raise ConfigError("name the features with --store, or the slides with --slides")
+    for option, value in (("--split", args.split), ("--by", " ".join(args.by))):
+        if value and args.cohort is None:
+            raise ConfigError(f"{option} {value}: its columns are in a cohort table; give --cohort")
+    if len(set(args.checkpoint)) < len(args.checkpoint):
+        raise ConfigError("--checkpoint names a file twice; it would count twice in the ensemble")
+
+
+def _extract(
+    args: Namespace, cohort: CohortTable, slides: EvaluatedSlides, model: TaskModule, shard: Shard | None, device: str
+) -> None:
+    """Features of the slides into the store; what failed is missing there."""
+    from rich.console import Console
+
+    from span_sparse.cli.checkpoint_encoder import checkpoint_encoder
+    from span_sparse.extract.pipeline import extract_cohort
+
+    encoder = checkpoint_encoder(
+        model.task, args.checkpoint[0], encoder=args.encoder, weights=args.encoder_weights,
+        trust_program=args.trust_program, device=device,
+    )  # fmt: skip
+    wanted = cohort.frame["slide_id"].isin([item.slide_id for item in slides.items])
+    lines = tuple(line for line, is_wanted in zip(cohort.lines, wanted, strict=True) if is_wanted)
+    extract_cohort(
+        replace(cohort, frame=cohort.frame.loc[wanted].reset_index(drop=True), lines=lines),
+        args.slides,
+        args.store,
+        spec=model.task.lattice,
+        encoder=encoder,
+        workers=max(1, args.num_workers),
+        tissue=tissue_settings(args.tissue),
+        min_tissue_fraction=args.min_tissue,
+        shard=shard,
+        console=Console(stderr=True, highlight=False),
     )
-    frame = prediction_frame(model, outcomes, items, split=splits)
-    about = {"run": {"checkpoint": str(args.checkpoint), "store": str(args.store)}}
-    files = write_results(args.output, frame, task.kind, resamples=args.resamples, seed=args.seed, about=about)
+
+
+def _of_shard(args: Namespace, slides: EvaluatedSlides, store: FeatureStore, shard: Shard | None) -> list[SlideItem]:
+    """The slides of this job. With `--slides`, those it has extracted."""
+    from span_sparse.evaluation.parts import FOLDER
+    from span_sparse.extract.sharding import assignment_path, ids_of_shard
+
+    if shard is None:
+        return slides.items
+    path = assignment_path(args.store if args.slides is not None else args.output / FOLDER / "slides", shard)
+    ids = {item.slide_id: item.slide_id for item in slides.items}
+    mine = ids_of_shard(ids, lambda slide: store.metadata(slide).num_patches if store.has(slide) else 0, shard, path)
+    return [item for item in slides.items if item.slide_id in mine]
+
+
+def _predict(
+    args: Namespace,
+    models: list[TaskModule],
+    hashes: list[str],
+    store: FeatureStore,
+    mine: list[SlideItem],
+    shard: Shard | None,
+) -> None:
+    """Predicts the slides of this job that are not in the parts yet."""
+    from rich.progress import track
+
+    from span_sparse.cli.evaluate_cohort import part_key
+    from span_sparse.datasets import SegmentationTask, SlideDataset
+    from span_sparse.evaluation.parts import FOLDER, PartWriter, read_parts
+    from span_sparse.training.prediction import rows_of, stream_outcomes
+
+    present = _present(args, store, mine)
+    task = models[0].task
+    if present:
+        task.check_features(*store.common_identity([item.slide_id for item in present]), where=str(args.store))
+    keys = {item.slide_id: part_key(store, item) for item in present}
+    done = {} if args.overwrite else read_parts(args.output / FOLDER, hashes)
+    items = [item for item in present if item.slide_id not in done or done[item.slide_id].key != keys[item.slide_id]]
+    kept = len(present) - len(items)
+    if kept:
+        print(f"{kept} slides were predicted before, by the same checkpoints from the same features")
+    path = args.output / FOLDER / f"{shard.name if shard else 'all'}.jsonl"
+    if args.overwrite:
+        path.unlink(missing_ok=True)
+    dataset = SlideDataset(store, items, segmentation=task if isinstance(task, SegmentationTask) else None)
+    with PartWriter(path, hashes) as writer:
+        for item in mine:
+            if item.slide_id not in keys:
+                writer.add(item.slide_id, "", [])
+        batches = stream_outcomes(models, dataset, batch_size=args.batch_size, num_workers=args.num_workers)
+        for outcomes in track(batches, total=-(-len(items) // args.batch_size), description="predicting"):
+            by_model = [rows_of(model, one) for model, one in zip(models, outcomes, strict=True)]
+            for row, index in enumerate(outcomes[0].indices.tolist()):
+                slide_id = items[index].slide_id
+                writer.add(slide_id, keys[slide_id], [rows[row] for rows in by_model])
+
+
+def _present(args: Namespace, store: FeatureStore, mine: list[SlideItem]) -> list[SlideItem]:
+    """The slides that are in the store; all of them unless missing ones may be left out."""
+    from span_sparse.errors import StoreError
+
+    present = [item for item in mine if store.has(item.slide_id)]
+    num_missing = len(mine) - len(present)
+    if num_missing and (not args.skip_missing or not present):
+        first = next(item.slide_id for item in mine if not store.has(item.slide_id))
+        todo = "their extraction failed, see above" if args.slides else "run `span extract` (it resumes)"
+        raise StoreError(
+            f"{args.store}: {num_missing} of {len(mine)} slides are not in the store, first {first!r}; {todo}, or "
+            "leave them out with --skip-missing"
+        )
+    return present
+
+
+def _write(args: Namespace, slides: EvaluatedSlides, parts: dict[str, Part], kind: str, hashes: list[str]) -> None:
+    """Predictions, metrics and pictures of the whole cohort."""
+    from span_sparse.evaluation import write_results
+    from span_sparse.evaluation.ensemble import RULES, mean_prediction
+
+    tables = [_table(slides, parts, member) for member in range(len(hashes))]
+    frame = tables[0] if len(tables) == 1 else mean_prediction(tables, kind)
+    _write_members(args.output / MEMBERS, tables if len(tables) > 1 else [])
+    paths = [str(path) for path in args.checkpoint]
+    about: dict[str, Any] = {"checkpoint": paths[0] if len(paths) == 1 else ", ".join(paths), "store": str(args.store)}
+    about |= {
+        "task": kind,
+        "checkpoints": [{"path": path, "sha256": one} for path, one in zip(paths, hashes, strict=True)],
+    }
+    if len(paths) > 1:
+        about["ensemble"] = RULES[kind]
+    if args.cohort is not None:
+        about["cohort"] = str(args.cohort)
+    missing = len(slides.items) - len(frame)
+    if missing:
+        about["num_missing"] = missing
+    files = write_results(
+        args.output, frame, kind, by=args.by, resamples=args.resamples, seed=args.seed, about={"run": about}
+    )
     for split, metrics in files.metrics.items():
         print(f"{split}: {_summary(metrics)}")
     for note in files.notes:
         print(f"note: {note}")
-    print(f"{len(items)} slides; written: {', '.join(path.name for path in files.paths)} in {files.output_dir}")
-    return 0
+    left_out = f" ({missing} are missing and left out)" if missing else ""
+    print(f"{len(frame)} slides{left_out}; written: {', '.join(path.name for path in files.paths)} in {args.output}")
 
 
-def _slides(
-    args: Namespace, store: FeatureStore, cohort: CohortTable | None, task: AnyTask
-) -> tuple[list[SlideItem], list[str]]:
-    """The slides to predict, with their labels where known, and the split of each."""
-    from span_sparse.datasets.slide_dataset import SlideItem
-    from span_sparse.errors import CohortError, StoreError
+def _table(slides: EvaluatedSlides, parts: dict[str, Part], member: int) -> pd.DataFrame:
+    """The prediction table of one model, in the cohort's order."""
+    import pandas as pd
 
-    if cohort is None:
-        metadata = [store.metadata(slide) for slide in store.slide_ids]
-        unknown = (math.nan,) * len(task.target_names)
-        items = [SlideItem(one.slide_id, one.case_id or one.slide_id, targets=unknown) for one in metadata]
-        return items, ["all"] * len(metadata)
-    columns = cohort.frame.columns
-    split_of = cohort.splits(args.split_column) if args.split_column in columns else {}
-    slides = [slide for slide in cohort.slide_ids if args.split is None or split_of.get(slide) == args.split]
-    if not slides:
-        raise CohortError(
-            f"{args.cohort}: no slide has {args.split!r} in column {args.split_column!r}, "
-            f"found {sorted(set(split_of.values())) or 'no such column'}"
-        )
-    missing = [slide for slide in slides if not store.has(slide)]
-    if missing and (not args.skip_missing or len(missing) == len(slides)):
-        raise StoreError(
-            f"{args.store}: {len(missing)} of {len(slides)} slides are not in the store, first {missing[0]!r}; run "
-            "`span extract` (it resumes), or leave them out with --skip-missing"
-        )
-    present = [slide for slide in slides if store.has(slide)]
-    targets = _targets(args, cohort, present, task)
-    items = [SlideItem(slide, cohort.case_of(slide), *targets[slide]) for slide in present]
-    return items, [split_of.get(slide, "all") for slide in present]
+    rows = []
+    for number, (item, split) in enumerate(zip(slides.items, slides.splits, strict=True)):
+        part = parts[item.slide_id]
+        if part.members:
+            ids = {"slide_id": item.slide_id, "case_id": item.case_id, "fold": "", "split": split}
+            groups = {column: values[number] for column, values in slides.groups.items()}
+            rows.append({**ids, **part.members[member], **groups})
+    return pd.DataFrame(rows)
 
 
-def _targets(args: Namespace, cohort: CohortTable, slides: list[str], task: AnyTask) -> dict[str, SlideTarget]:
-    """What is known of each slide; nothing where the table lacks the task's columns."""
-    from span_sparse.datasets import ClassificationTask
-    from span_sparse.datasets.batch import NO_LABEL
-    from span_sparse.datasets.targets import SlideTarget, read_targets
-    from span_sparse.errors import CohortError
+def _write_members(folder: Path, tables: list[pd.DataFrame]) -> None:
+    """`1.csv`, `2.csv`, … in the order of the checkpoints; those of an earlier ensemble go."""
+    from span_sparse.files import write_atomically
 
-    if not isinstance(task, ClassificationTask):
-        if not set(task.target_names) <= set(cohort.frame.columns):
-            return dict.fromkeys(slides, SlideTarget(NO_LABEL, (math.nan,) * len(task.target_names)))
-        return read_targets(task, cohort, dict.fromkeys(slides, "test"), args.split_column)[1]
-    label_of = cohort.labels(args.label) if args.label in cohort.frame.columns else {}
-    unknown = sorted({label for slide in slides if (label := label_of.get(slide)) is not None} - set(task.class_names))
-    if unknown:
-        raise CohortError(
-            f"{args.cohort}: column {args.label!r} holds {unknown}, the checkpoint knows {list(task.class_names)}; "
-            "name the right column with --label"
-        )
-    indices = {name: index for index, name in enumerate(task.class_names)} | {None: NO_LABEL}
-    return {slide: SlideTarget(indices[label_of.get(slide)]) for slide in slides}
-
-
-def _device(name: str) -> str:
-    import torch
-
-    from span_sparse.errors import ConfigError
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("--device cuda: no CUDA device is available here; use --device cpu")
-        torch.cuda.set_device(device)  # spconv launches on the current device
-    return name
+    for number, table in enumerate(tables, start=1):
+        write_atomically(folder / f"{number}.csv", table.to_csv(index=False, lineterminator="\n").encode())
+    for path in folder.glob("*.csv"):
+        if path.stem.isdecimal() and int(path.stem) > len(tables):
+            path.unlink()
 
 
 def _summary(metrics: dict[str, Any]) -> str:

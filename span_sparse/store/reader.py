@@ -145,7 +145,7 @@ class FeatureStore:
         metadata = self.metadata(slide_id)
         group = self.path / group_name(slide_id)
         digest = hashlib.sha256()
-        kinds = {ARRAY_FEATURES: (metadata.encoder.precision,), ARRAY_GRID: ("int32",)}
+        kinds: dict[str, tuple[str, ...]] = {ARRAY_FEATURES: (metadata.encoder.precision,), ARRAY_GRID: ("int32",)}
         if ARRAY_RATIOS in metadata.optional_arrays:
             kinds[ARRAY_RATIOS] = OPTIONAL_ARRAYS[ARRAY_RATIOS]
             digest.update(repr(metadata.ratio_classes).encode())

@@ -1,8 +1,12 @@
-"""How do outcomes become a prediction table, and how is a cohort predicted from a checkpoint?"""
+"""How do outcomes become a prediction table, and how is a cohort predicted from a checkpoint?
+
+Slides are read once, whatever the number of models, and what was said of them is handed on batch by batch: memory does
+not grow with the cohort, and what is known need not wait for the end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -39,6 +43,27 @@ def prediction_frame(
 
 
 @torch.inference_mode()
+def stream_outcomes(
+    models: Sequence[TaskModule], dataset: SlideDataset, *, batch_size: int = 1, num_workers: int = 0
+) -> Iterator[tuple[Outcomes, ...]]:
+    """The outcomes of one batch after the other, by each model, on the CPU.
+
+    Args:
+        models: in evaluation mode, all on one device.
+        dataset: slides.
+        batch_size: slides a step.
+        num_workers: reading processes.
+    """
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
+    for batch in loader:
+        on_device = batch.to(models[0].device)
+        parts = [model.predict_step(on_device) for model in models]
+        yield tuple(
+            Outcomes(part.indices.cpu(), {name: column.cpu() for name, column in part.columns.items()})
+            for part in parts
+        )
+
+
 def predict_slides(
     model: TaskModule,
     dataset: SlideDataset,
@@ -56,8 +81,20 @@ def predict_slides(
         num_workers: reading processes.
         progress: an iterable advanced once a batch, for a progress bar.
     """
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
     collector = OutcomeCollector()
-    for _, batch in zip(range(len(loader)) if progress is None else progress, loader, strict=True):
-        collector.add(model.predict_step(batch.to(model.device)))
+    batches = stream_outcomes([model], dataset, batch_size=batch_size, num_workers=num_workers)
+    num_batches = -(-len(dataset) // batch_size)
+    for _, (part,) in zip(range(num_batches) if progress is None else progress, batches, strict=True):
+        collector.add(part)
     return collector.gather()
+
+
+def rows_of(model: TaskModule, outcomes: Outcomes) -> list[dict[str, object]]:
+    """The task's columns of the prediction table for each slide, plain values.
+
+    Args:
+        model: says what its outcomes mean.
+        outcomes: of some slides.
+    """
+    columns = model.prediction_columns(outcomes)
+    return [{name: values[row] for name, values in columns.items()} for row in range(len(outcomes.indices))]

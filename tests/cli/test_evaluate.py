@@ -94,7 +94,7 @@ def test_without_labels_there_are_predictions_only(evaluate, tiny_cohort, tmp_pa
     elif how == "empty labels":
         tiny_cohort.change(label="")
     assert evaluate(*words) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"predictions.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"predictions.csv", "parts"}
     table = table_of(tmp_path)
     assert len(table) == 17
     assert set(table["y_true"]) == {""}
