@@ -30,9 +30,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from span_sparse.cli.option_errors import explain
 from span_sparse.cli.requeue import requeue, slurm_job
-from span_sparse.cli.run_files import METRICS_FILE, RUN_FILE
+from span_sparse.cli.run_files import HISTORY_FILE, METRICS_FILE, RUN_FILE, read_history
 from span_sparse.cli.run_folder import summary
 from span_sparse.cli.run_record import RunRecorder, default_loggers
+from span_sparse.cli.run_summary import overfitting
 from span_sparse.datasets import AnyTask
 from span_sparse.errors import ConfigError
 from span_sparse.models import NetworkConfig, SpanUnetConfig, TorchmilConfig
@@ -111,6 +112,8 @@ class SpanCLI(LightningCLI):
             resume_path(Path(self.trainer.default_root_dir)).unlink(missing_ok=True)
             if recorder := RunRecorder.of(self.trainer):
                 recorder.finish(self.trainer)
+            if note := overfitting(read_history(Path(self.trainer.default_root_dir) / HISTORY_FILE)):
+                self._print(note)
 
     def before_fit(self) -> None:
         """Says what is about to happen on which device, and removes the results of the run that is replaced."""

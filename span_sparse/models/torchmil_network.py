@@ -6,7 +6,7 @@ The models are those of the library torchmil (Castro-Macías et al.), each wrapp
 2. A model of torchmil answers with one logit `z` for the second of two classes; here it becomes the logits `(0, z)`,
    whose softmax is the sigmoid of `z`.
 3. What a model adds to the loss of its answer (CLAM's clusters of instances, DSMIL's highest instance) is
-   `own_losses`, as its own `compute_loss` gives it.
+   `own_losses`, as its own `compute_loss` gives it (CLAM's with cross-entropy, one of the two choices of its authors).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -87,6 +88,13 @@ class TorchmilNetwork(nn.Module):
         return self.model(bag)
 
 
+class _InstanceCrossEntropy(nn.Module):
+    """Loss of CLAM's instances. torchmil 1.0 gives targets `[instances, 1]`, on which its own smooth SVM fails."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets.flatten().long())
+
+
 def _model(config: TorchmilConfig, num_features: int, project: nn.Module) -> Any:
     try:
         from torchmil.models import ABMIL, CLAM_SB, DSMIL, TransMIL
@@ -100,7 +108,9 @@ def _model(config: TorchmilConfig, num_features: int, project: nn.Module) -> Any
     if config.name == "abmil":
         return ABMIL(att_dim=width, gated=True, **shared)
     if config.name == "clam_sb":
-        return CLAM_SB(att_dim=width, gated=True, **shared)
+        model = CLAM_SB(att_dim=width, gated=True, **shared)
+        model.inst_loss_fn = _InstanceCrossEntropy()
+        return model
     if config.name == "dsmil":
         return DSMIL(att_dim=width, **shared)
     model = TransMIL(att_dim=config.hidden, n_heads=8, **shared)

@@ -79,6 +79,15 @@ def test_the_classifier_trains_with_the_model_s_own_loss(batch) -> None:
         SlideClassifier(TorchmilConfig("dsmil"), task=three.as_dict())
 
 
+def test_clam_trains_also_when_it_is_sure_of_its_instances(batch) -> None:
+    net = network("clam_sb").train()
+    for classifier in net.model.inst_classifiers:
+        classifier.weight.data *= 100
+    losses = net.own_losses(batch.features, batch.coords, batch.labels)
+    assert losses.shape == (3,)
+    assert losses.isfinite().all()
+
+
 def test_the_models_are_those_of_the_library() -> None:
     kinds = {name: type(network(name).model) for name in NAMES}
     library = torchmil.models
