@@ -25,6 +25,8 @@ from span_sparse.datasets.slide_dataset import SlideItem
 from span_sparse.errors import HeatmapError
 from span_sparse.heatmaps import (
     DONE,
+    META_FILE,
+    SCORES_FILE,
     ColourScale,
     IndexRow,
     SlideHeatmap,
@@ -108,26 +110,30 @@ class HeatmapJob:
             "dimensions_px0": (metadata.width_px0, metadata.height_px0),
             "slide_path": slide_path,
         }
-        folder = self.folder(item)
         predicted = self._predicted_before(item)
-        if predicted is not None:
-            names, grid, values = read_scores(folder)
-            return self._heatmap(names, grid, values, predicted, about)
+        if predicted is None:
+            predicted = self._compute(item, about)
+        # also of scores that are new: a later run reads the rounded ones, and must come to the same colours
+        return self._heatmap(*read_scores(self.folder(item)), predicted, about)
+
+    def _compute(self, item: SlideItem, about: dict[str, Any]) -> dict[str, Any]:
+        """Run the model and write the scores; gives what it says of the slide."""
         dataset = SlideDataset(self.store, [item], segmentation=self._segmentation())
         batch = collate([dataset[0]]).to(self.model.device)
         found = patch_scores(self.model, batch)[0]
         predicted = self._predicted(batch, found)
         heatmap = self._heatmap(found.names, found.grid.numpy(), found.values.numpy(), predicted, about)
-        write_scores(folder, heatmap)
+        write_scores(self.folder(item), heatmap)
         self._predicted_now[item.slide_id] = predicted
-        return heatmap
+        return predicted
 
     def _predicted_before(self, item: SlideItem) -> dict[str, Any] | None:
         """What the model said of the slide when it made the scores that are in its folder; None if it has to run."""
         if item.slide_id in self._predicted_now:
             return self._predicted_now[item.slide_id]
-        meta = None if self.overwrite else read_meta(self.folder(item))
-        if meta is None or not isinstance(meta.get("predicted"), dict):
+        folder = self.folder(item)
+        meta = None if self.overwrite else read_meta(folder)
+        if meta is None or not isinstance(meta.get("predicted"), dict) or not (folder / SCORES_FILE).is_file():
             return None
         same = str(meta.get("fingerprint")).startswith(f"{self._scores_hash(item)}-")
         return meta["predicted"] if same else None
@@ -144,7 +150,7 @@ class HeatmapJob:
             OSError: the folder cannot be written.
         """
         folder = self.folder(item)
-        (folder / "meta.json").unlink(missing_ok=True)
+        (folder / META_FILE).unlink(missing_ok=True)
         regions = self.regions(heatmap)
         if heatmap.slide_path is None:
             files = render(folder, heatmap, scale, regions=regions)

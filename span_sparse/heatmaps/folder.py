@@ -149,13 +149,15 @@ def read_scores(folder: Path) -> tuple[tuple[str, ...], NDArray[np.int32], NDArr
             if tuple(header[: len(PLACE_COLUMNS)]) != PLACE_COLUMNS or len(header) == len(PLACE_COLUMNS):
                 raise HeatmapError(
                     f"{path}: expected the columns {', '.join(PLACE_COLUMNS)} and scores, found {header[:6]}; "
-                    "run `span heatmap` again"
+                    "run `span heatmap --overwrite`"
                 )
             rows = np.loadtxt(stream, delimiter=",", dtype=np.float64, ndmin=2)
     except (OSError, ValueError, csv.Error) as error:
-        raise HeatmapError(f"{path}: cannot be read as scores ({error}); run `span heatmap` again") from error
+        raise HeatmapError(f"{path}: cannot be read as scores ({error}); run `span heatmap --overwrite`") from error
     if rows.shape[1:] != (len(header),):
-        raise HeatmapError(f"{path}: expected rows of {len(header)} values, found {rows.shape[1:]}; run it again")
+        raise HeatmapError(
+            f"{path}: expected rows of {len(header)} values, found {rows.shape[1:]}; run `span heatmap --overwrite`"
+        )
     names = tuple(header[len(PLACE_COLUMNS) :])
     return names, rows[:, :2].astype(np.int32), rows[:, len(PLACE_COLUMNS) :].astype(np.float32)
 

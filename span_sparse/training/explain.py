@@ -208,6 +208,6 @@ def subset_answer(
 
     @torch.no_grad()
     def answer(rows: NDArray[np.integer]) -> float:
-        return float(outputs(torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)))[position])
+        return float(outputs(torch.from_numpy(np.array(rows, dtype=np.int64, order="C")))[position])
 
     return answer

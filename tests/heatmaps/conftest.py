@@ -16,7 +16,7 @@ def make_heatmap() -> Callable[..., SlideHeatmap]:
     """Four patches, the scores 0, 1, 2, 3 as `attention` and their negatives as `gradient_x_input`."""
 
     def make(cells=CELLS, attention=None, lattice: Lattice | None = None, **changes) -> SlideHeatmap:
-        values = np.arange(len(cells)) if attention is None else np.asarray(attention)
+        values = np.arange(len(cells)) if attention is None else np.asarray(attention, dtype=float)
         settings = {
             "slide_id": "s 1", "case_id": "p1", "checkpoint": "best.ckpt", "names": ("attention", "gradient_x_input"),
             "values": np.stack([values, -values], axis=1).astype(np.float32), "default_score": "attention",
