@@ -108,7 +108,7 @@ def _model(config: TorchmilConfig, num_features: int, project: nn.Module) -> Any
     if config.name == "abmil":
         return ABMIL(att_dim=width, gated=True, **shared)
     if config.name == "clam_sb":
-        model = CLAM_SB(att_dim=width, gated=True, **shared)
+        model: Any = CLAM_SB(att_dim=width, gated=True, **shared)
         model.inst_loss_fn = _InstanceCrossEntropy()
         return model
     if config.name == "dsmil":

@@ -82,7 +82,8 @@ def test_the_classifier_trains_with_the_model_s_own_loss(batch) -> None:
 def test_clam_trains_also_when_it_is_sure_of_its_instances(batch) -> None:
     net = network("clam_sb").train()
     for classifier in net.model.inst_classifiers:
-        classifier.weight.data *= 100
+        for value in classifier.parameters():
+            value.data *= 1000
     losses = net.own_losses(batch.features, batch.coords, batch.labels)
     assert losses.shape == (3,)
     assert losses.isfinite().all()
