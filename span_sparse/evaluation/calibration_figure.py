@@ -51,7 +51,7 @@ def calibration_figure(table: PredictionTable, *, title: str, level: float = 0.9
         of = f"that are {name if len(name) <= 24 else name[:23] + '…'}" if is_binary else "whose class is right"
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title, ylabel=f"Observed share of slides {of}")
         axes.grid(color="0.9", linewidth=0.7)
-        axes.legend(loc="upper left", framealpha=0.95)
+        axes.legend(loc="best", framealpha=0.95)
         width = bins["high"] - bins["low"]
         counts.bar(bins["low"], bins["num_slides"], width=width, align="edge", color=OKABE_ITO[5], edgecolor="white")
         what = "Predicted probability" if is_binary else "Highest predicted probability"

@@ -106,7 +106,8 @@ def _numbers_at_risk(table: Any, ticks: Any, groups: tuple[pd.DataFrame, pd.Data
     table.set(ylim=(1.6, -0.6))
     table.set_yticks([0, 1], [f"{name}" for name in _GROUPS])
     table.set_ylabel("At risk", fontsize=10)
-    table.tick_params(length=0)
+    table.tick_params(axis="y", length=0, pad=16)
+    table.tick_params(axis="x", length=0)
     for side in ("top", "right", "left"):
         table.spines[side].set_visible(False)
 

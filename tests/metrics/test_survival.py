@@ -135,3 +135,37 @@ def test_a_time_beyond_the_follow_up_has_no_figure() -> None:
     censoring = censoring_curve(time, event, ones)
     assert np.isnan(auc_at(time, event, risk, 1e6, ones, censoring)).all()
     assert np.isnan(brier_at(time, event, survival, 1e6, ones, censoring)).all()
+
+
+REFERENCE = {
+    0: (0.7095808383233533, 0.7239981082686336, [0.6055555555555555, 0.7516379122079055, 0.7907124939535007],
+        [0.12660646150815277, 0.16493015387476448, 0.19038727893646065], 0.1688780175371102),
+    1: (0.7039170506912442, 0.6813761601324344, [0.7342465379703741, 0.795415735069696, 0.6869153986342048],
+        [0.12798270083112834, 0.17243609539761906, 0.22362715594214436], 0.17815487043266798),
+    2: (0.6469194312796208, 0.6257910837041788, [0.7606250039881653, 0.7668677973001701, 0.6031187449996426],
+        [0.1339534052381068, 0.17825657007845344, 0.271073797232681], 0.20426913052844223),
+}  # fmt: skip
+"""Harrell's C, Uno's C, AUC(t), Brier(t) and integrated Brier by scikit-survival 0.28.0 of the cohorts of the next
+test, printed by a program of its own; its wheels need numpy 2, so that it cannot be installed beside this package."""
+
+
+@pytest.mark.parametrize("seed", REFERENCE)
+def test_scikit_survival_says_the_same(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    risk = np.round(random.standard_normal(60), 1)
+    death, end = random.exponential(10 * np.exp(-risk)), random.exponential(15, size=60)
+    time, event = np.minimum(death, end), death <= end
+    moments = np.quantile(time[event], [0.25, 0.5, 0.75])
+    curves = np.exp(-moments[None] / 10 * np.exp(risk)[:, None])
+    ones = np.ones((1, 60))
+    censoring = censoring_curve(time, event, ones)
+    harrell, uno, areas, briers, integrated = REFERENCE[seed]
+    assert concordance(time, event, risk, ones)[0] == pytest.approx(harrell, rel=1e-9)
+    assert concordance(time, event, risk, ones, censoring)[0] == pytest.approx(uno, rel=1e-9)
+    found = [auc_at(time, event, risk, moment, ones, censoring)[0] for moment in moments]
+    assert found == pytest.approx(areas, rel=1e-9)
+    scores = [
+        brier_at(time, event, curve, moment, ones, censoring) for moment, curve in zip(moments, curves.T, strict=True)
+    ]
+    assert np.concatenate(scores).tolist() == pytest.approx(briers, rel=1e-9)
+    assert mean_over_time(np.stack(scores, axis=1), moments)[0] == pytest.approx(integrated, rel=1e-9)
