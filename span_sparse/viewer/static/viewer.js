@@ -8,6 +8,12 @@ const NUM_TOP = 10;
 const byId = (id) => document.getElementById(id);
 const state = { number: -1, slide: null, score: 0, kept: -1, request: 0, patchRequest: 0 };
 
+// OpenSeadragon 6.1 adds a <style> of its own, which this page's security policy blocks with an error on the console,
+// unless it finds one. An element of that name in no namespace of the browser's is found and does nothing.
+const found = document.createElementNS("urn:span-sparse", "style");
+found.setAttribute("data-openseadragon-mobile-css", "");
+document.head.append(found);
+
 const viewer = OpenSeadragon({
   element: byId("viewer"),
   drawer: "canvas",
@@ -48,6 +54,7 @@ async function show(number) {
   list.mark(number);
   const entry = cohort.slides[number];
   byId("slide-title").textContent = entry.id;
+  byId("slide-title").title = entry.id;
   byId("outcome").textContent = [
     `patient ${entry.case}`, entry.true && `true: ${entry.true}`, entry.predicted && `predicted: ${entry.predicted}`,
   ].filter(Boolean).join(" · ");
