@@ -20,12 +20,8 @@ if TYPE_CHECKING:
     from span_sparse.extract.encoder import PatchEncoder
     from span_sparse.heatmaps import SlideHeatmap
     from span_sparse.training import TaskModule
-    from span_sparse.types import EncoderIdentity
 
 DESCRIPTION = "Apply a checkpoint to one slide file: extraction, verdict, heatmap and GeoJSON in one command."
-
-_BFLOAT16 = "+bfloat16"
-"""End of the revision of features that were computed in bfloat16 (`extract.encoders.torch_encoder`)."""
 
 
 def build_parser() -> ArgumentParser:
@@ -57,6 +53,7 @@ def run(args: Namespace) -> int:
         SpanError: bad input.
         OSError: the output folder cannot be written.
     """
+    from span_sparse.cli.checkpoint_encoder import checkpoint_encoder
     from span_sparse.cli.device_option import device_of
     from span_sparse.cli.heatmap_job import HeatmapJob
     from span_sparse.datasets.slide_dataset import SlideItem
@@ -69,7 +66,10 @@ def run(args: Namespace) -> int:
         raise SlideError(f"{args.slide}: no such file")
     model = load_model(args.checkpoint)
     device = device_of(args.device)
-    encoder = _encoder(args, model, device)
+    encoder = checkpoint_encoder(
+        model.task, args.checkpoint, encoder=args.encoder, weights=args.encoder_weights,
+        trust_program=args.trust_program, device=device,
+    )  # fmt: skip
     cohort = _cohort_of_one(args.slide, args.mpp)
     store = args.output / "store"
     _extract(args, cohort, store, model, encoder)
@@ -138,40 +138,6 @@ def _cohort_of_one(slide: Path, mpp: float | None) -> CohortTable:
     frame = pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in columns.items()})
     frame[MPP] = math.nan if mpp is None else mpp
     return CohortTable(slide, frame)
-
-
-def _encoder(args: Namespace, model: TaskModule, device: str) -> PatchEncoder:
-    """The encoder of the checkpoint.
-
-    Raises:
-        CheckpointError: what is at hand is another one.
-    """
-    from span_sparse.errors import CheckpointError, ConfigError
-    from span_sparse.extract.encoders import load_encoder
-
-    identity: EncoderIdentity = model.task.encoder
-    is_descriptor = identity.name == "stain-texture"
-    try:
-        encoder = load_encoder(
-            args.encoder or identity.name,
-            weights=args.encoder_weights,
-            device="cpu" if is_descriptor else device,
-            precision="bfloat16" if identity.revision.endswith(_BFLOAT16) else identity.precision,
-            input_size_px=identity.input_size_px,
-            mpp=identity.mpp,
-            trust_program=args.trust_program,
-        )
-    except ConfigError as error:
-        raise CheckpointError(
-            f"{args.checkpoint}: was trained on features of {identity.name} ({identity.input_size_px} px at "
-            f"{identity.mpp:g} µm/px), which cannot be made here: {error}"
-        ) from error
-    if differences := identity.differences(encoder.identity):
-        raise CheckpointError(
-            f"{args.checkpoint}: was trained on features of another encoder (checkpoint != here): "
-            f"{'; '.join(differences)}; name the right one with --encoder or --encoder-weights"
-        )
-    return encoder
 
 
 def _extract(args: Namespace, cohort: CohortTable, store: Path, model: TaskModule, encoder: PatchEncoder) -> None:

@@ -92,7 +92,9 @@ def _draw(axes: Any, curve: SurvivalCurve, number: int, label: str) -> None:
     axes.step(
         curve.time, curve.survival, where="post", color=colour, linestyle=DASHES[number], linewidth=2, label=label
     )
-    axes.fill_between(curve.time, curve.low, curve.high, step="post", color=colour, alpha=0.15, linewidth=0)
+    # No interval is defined where nobody is left: the band goes on as it was, for without it that would look certain.
+    low, high = (pd.Series(bound).ffill() for bound in (curve.low, curve.high))
+    axes.fill_between(curve.time, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
     ended = curve.censored > 0
     axes.plot(curve.time[ended], curve.survival[ended], "|", color=colour, markersize=8)
 
