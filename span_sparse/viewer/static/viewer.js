@@ -268,6 +268,7 @@ byId("home").addEventListener("click", () => viewer.viewport.goHome());
 // For the console and for tests: where a level-0 pixel is on the screen.
 window.spanView = {
   viewer,
+  overlay,
   screenOf(x, y) {
     const [scale, left, top] = overlay.toScreen();
     const box = viewer.canvas.getBoundingClientRect();
