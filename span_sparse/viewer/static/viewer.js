@@ -158,7 +158,7 @@ async function showPatch(patch) {
   Object.assign(state, { shownPatch: patch, shownSlide: state.number });
   const rows = byId("patch-scores");
   if (patch < 0) {
-    byId("patch-place").textContent = "Point at a patch, or choose one below; a click keeps it.";
+    byId("patch-place").textContent = "Point at a patch, or choose one above; a click keeps it.";
     return rows.replaceChildren();
   }
   try {
