@@ -80,8 +80,8 @@ def _kind_of(frame: pd.DataFrame, path: Path) -> str:
 
 def _numbers(frame: pd.DataFrame, name: str, path: Path) -> pd.Series:
     texts: Any = frame[name].replace("", np.nan)
-    numbers: Any = pd.to_numeric(texts, errors="coerce")
-    values = numbers.astype(np.float64)
+    # not pd.to_numeric: its last digit may differ from what was written, and equal times are then no longer equal
+    values = pd.Series([_number(text) for text in texts], dtype=np.float64)
     wrong = np.flatnonzero((values.isna() & texts.notna()) | np.isinf(values))
     if len(wrong):
         row = int(wrong[0])
@@ -90,3 +90,10 @@ def _numbers(frame: pd.DataFrame, name: str, path: Path) -> pd.Series:
             f"{str(texts[row])[:80]!r}"
         )
     return values
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan

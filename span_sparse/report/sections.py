@@ -218,7 +218,11 @@ def _subgroups(evaluation: Evaluation, frame: pd.DataFrame, split: str, settings
     present = [name for name in columns if name in frame] if isinstance(columns, dict) else []
     grids = []
     for column, groups in subgroup_scores(frame, evaluation.kind, present, **settings).items():
-        names = figure_names(next(iter(groups.values())))[:SUBGROUP_FIGURES]
+        # those of all groups: times of an AUC(t) are the quartiles of a group's own events
+        common = [
+            name for name in figure_names(next(iter(groups.values()))) if all(name in one for one in groups.values())
+        ]
+        names = common[:SUBGROUP_FIGURES]
         rows = [
             (
                 value + (" (small)" if one["small"] else ""), str(one["num_slides"]), str(one["num_cases"]),

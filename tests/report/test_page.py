@@ -92,6 +92,13 @@ def test_a_metrics_file_that_says_something_else_is_named(evaluate):
     assert "metrics.json says 0.9990" in note
 
 
+def test_times_that_are_equal_stay_equal_in_the_table(evaluate, tables):
+    time = np.random.default_rng(0).integers(1, 40, 12).repeat(2) * 0.1 + 0.2
+    evaluation = evaluate("survival", tables["survival"].assign(time=time))
+    np.testing.assert_array_equal(evaluation.frame["time"], time)
+    assert not [note for note in split_section(evaluation, "test", 0).notes if "metrics.json" in note]
+
+
 @pytest.mark.parametrize("kind", ["classification", "survival", "regression", "multi_label", "segmentation"])
 def test_every_task_has_a_page(classified, evaluate, parse, kind):
     evaluation, text = classified if kind == "classification" else (evaluate(kind), None)
@@ -228,6 +235,8 @@ def test_what_was_run(evaluate, parse):
 def test_subgroups_are_shown_where_the_evaluation_has_them(evaluate, parse, tables):
     frame = tables["regression"].assign(scanner=["A", "<b>"] * 12)
     text = parse(render_report(evaluate("regression", frame, by=["scanner"]))).text
+    survival = tables["survival"].assign(site=["A", "B", "B"] * 8)
+    assert "By site" in parse(render_report(evaluate("survival", survival, by=["site"]))).text
     half = frame[(frame["split"] == "test") & (frame["scanner"] == "<b>")]
     assert "By scanner" in text
     assert "<b> (small)" in text
