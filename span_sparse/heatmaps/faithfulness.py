@@ -120,9 +120,9 @@ def write_faithfulness(output: Path, rows: Sequence[tuple[str, str, Curves]]) ->
 
 
 def _figure(curves: Sequence[Curves], score: str) -> Figure:
-    """Means over the slides, with the middle half of them as a band."""
+    """Means over the slides, with their standard error as a band."""
     shares = np.linspace(1 / NUM_STEPS, 1, 2 * NUM_STEPS - 1)
-    figure = Figure(figsize=(6.0, 4.2), dpi=150, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(6.0, 4.8), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for name, (colour, dashes) in STYLES.items():
@@ -130,12 +130,11 @@ def _figure(curves: Sequence[Curves], score: str) -> Figure:
         area = np.mean([one.area(name) for one in curves])
         axes.plot(100 * shares, heights.mean(axis=0), dashes, color=colour, label=f"{WORDS[name]} (area {area:.3f})")
         if len(curves) > 1:
-            axes.fill_between(
-                100 * shares, *np.percentile(heights, (25, 75), axis=0), color=colour, alpha=0.15, linewidth=0
-            )
+            middle, error = heights.mean(axis=0), heights.std(axis=0, ddof=1) / np.sqrt(len(curves))
+            axes.fill_between(100 * shares, middle - error, middle + error, color=colour, alpha=0.2, linewidth=0)
     axes.set(xlabel="patches left, % of the slide", ylabel="answer (probability, risk or number)", xlim=(0, 100))
-    slides = "1 slide" if len(curves) == 1 else f"{len(curves)} slides: mean, and the middle half as a band"
+    slides = "1 slide" if len(curves) == 1 else f"{len(curves)} slides: mean ± standard error"
     axes.set_title(drawable(f"Order by {score}; {slides}"), fontsize=9, parse_math=False)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center")
     return figure

@@ -58,4 +58,4 @@ def test_table_and_picture(tmp_path):
     ]  # fmt: skip
     assert frame.loc[0, "insertion_gain"] == pytest.approx(curves.figures()["insertion_gain"], rel=1e-6)
     with Image.open(tmp_path / "faithfulness.png") as picture:
-        assert picture.size == (900, 630)
+        assert picture.size == (900, 720)
