@@ -138,8 +138,9 @@ def read_scores(slide: ShownSlide) -> PatchScores:
     """
     path = slide.folder / SCORES_FILE
     wanted = [*PLACE_COLUMNS, *slide.score_names]
+    exact: Any = {"usecols": lambda name: name in wanted, "dtype": np.float64, "float_precision": "round_trip"}
     try:
-        frame = pd.read_csv(path, usecols=lambda name: name in wanted, dtype=np.float64, float_precision="round_trip")
+        frame = pd.read_csv(path, **exact)
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise ReportError(
             f"{path}: cannot be read as a table of numbers ({error}); run `span heatmap` again"
