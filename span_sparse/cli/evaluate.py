@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from span_sparse.extract.sharding import Shard
     from span_sparse.store import FeatureStore
     from span_sparse.training import TaskModule
+    from span_sparse.training.ensemble import Ensemble
 
 DESCRIPTION = "Apply checkpoints to a store or to slides: predictions, figures with intervals, pictures."
 
@@ -90,21 +91,14 @@ def run(args: Namespace) -> int:
     from span_sparse.cli.device_option import device_of
     from span_sparse.cli.evaluate_cohort import slides_of_cohort, slides_of_store, table_of_folder
     from span_sparse.cohort import read_cohort
-    from span_sparse.errors import CheckpointError
-    from span_sparse.evaluation.ensemble import RULES
     from span_sparse.evaluation.parts import FOLDER, read_parts
     from span_sparse.extract.sharding import Shard
     from span_sparse.store import FeatureStore
-    from span_sparse.training.ensemble import checkpoint_hash, load_ensemble
+    from span_sparse.training.ensemble import Ensemble, checkpoint_hash, load_ensemble
 
     _check(args)
     shard = None if args.shard is None else Shard.parse(args.shard, os.environ)
     models = load_ensemble(args.checkpoint)
-    if len(models) > 1 and models[0].task.kind not in RULES:
-        raise CheckpointError(
-            f"{args.checkpoint[0]}: models of the task {models[0].task.kind} cannot be averaged over their tables; "
-            "evaluate one checkpoint at a time"
-        )
     device = device_of(args.device)
     task = models[0].task
     if args.slides is not None and args.cohort is None:
@@ -118,8 +112,10 @@ def run(args: Namespace) -> int:
     slides = slides_of_store(store, task) if slides is None else slides
     mine = _of_shard(args, slides, store, shard)
     hashes = [checkpoint_hash(path) for path in args.checkpoint]
-    _predict(args, [model.to(device) for model in models], hashes, store, mine, shard)
-    parts = read_parts(args.output / FOLDER, hashes)
+    ensemble = Ensemble([model.to(device) for model in models])
+    voices = [*hashes, *["together"] * (len(ensemble.voices) - len(models))]
+    _predict(args, ensemble, voices, store, mine, shard)
+    parts = read_parts(args.output / FOLDER, voices)
     waiting = [item for item in slides.items if not _is_current(parts.get(item.slide_id), store, item)]
     if waiting:
         print(
@@ -127,7 +123,8 @@ def run(args: Namespace) -> int:
             "come from other shards, the last of which writes the results"
         )
         return 0
-    _write(args, slides, parts, task.kind, hashes)
+    tables = [_table(slides, parts, voice) for voice in range(len(voices))]
+    _write(args, slides, tables, ensemble, hashes)
     return 0
 
 
@@ -199,8 +196,8 @@ def _of_shard(args: Namespace, slides: EvaluatedSlides, store: FeatureStore, sha
 
 def _predict(
     args: Namespace,
-    models: list[TaskModule],
-    hashes: list[str],
+    ensemble: Ensemble,
+    voices: list[str],
     store: FeatureStore,
     mine: list[SlideItem],
     shard: Shard | None,
@@ -214,11 +211,11 @@ def _predict(
     from span_sparse.training.prediction import rows_of, stream_outcomes
 
     present = _present(args, store, mine)
-    task = models[0].task
+    task = ensemble.models[0].task
     if present:
         task.check_features(*store.common_identity([item.slide_id for item in present]), where=str(args.store))
     keys = {item.slide_id: part_key(store, item) for item in present}
-    done = {} if args.overwrite else read_parts(args.output / FOLDER, hashes)
+    done = {} if args.overwrite else read_parts(args.output / FOLDER, voices)
     items = [item for item in present if item.slide_id not in done or done[item.slide_id].key != keys[item.slide_id]]
     kept = len(present) - len(items)
     if kept:
@@ -227,16 +224,16 @@ def _predict(
     if args.overwrite:
         path.unlink(missing_ok=True)
     dataset = SlideDataset(store, items, segmentation=task if isinstance(task, SegmentationTask) else None)
-    with PartWriter(path, hashes) as writer:
+    with PartWriter(path, voices) as writer:
         for item in mine:
             if item.slide_id not in keys:
                 writer.add(item.slide_id, "", [])
-        batches = stream_outcomes(models, dataset, batch_size=args.batch_size, num_workers=args.num_workers)
+        batches = stream_outcomes(ensemble, dataset, batch_size=args.batch_size, num_workers=args.num_workers)
         for outcomes in track(batches, total=-(-len(items) // args.batch_size), description="predicting"):
-            by_model = [rows_of(model, one) for model, one in zip(models, outcomes, strict=True)]
+            by_voice = [rows_of(model, one) for model, one in zip(ensemble.voices, outcomes, strict=True)]
             for row, index in enumerate(outcomes[0].indices.tolist()):
                 slide_id = items[index].slide_id
-                writer.add(slide_id, keys[slide_id], [rows[row] for rows in by_model])
+                writer.add(slide_id, keys[slide_id], [rows[row] for rows in by_voice])
 
 
 def _present(args: Namespace, store: FeatureStore, mine: list[SlideItem]) -> list[SlideItem]:
@@ -255,14 +252,17 @@ def _present(args: Namespace, store: FeatureStore, mine: list[SlideItem]) -> lis
     return present
 
 
-def _write(args: Namespace, slides: EvaluatedSlides, parts: dict[str, Part], kind: str, hashes: list[str]) -> None:
+def _write(
+    args: Namespace, slides: EvaluatedSlides, tables: list[pd.DataFrame], ensemble: Ensemble, hashes: list[str]
+) -> None:
     """Predictions, metrics and pictures of the whole cohort."""
     from span_sparse.evaluation import write_results
     from span_sparse.evaluation.ensemble import RULES, mean_prediction
 
-    tables = [_table(slides, parts, member) for member in range(len(hashes))]
-    frame = tables[0] if len(tables) == 1 else mean_prediction(tables, kind)
-    _write_members(args.output / MEMBERS, tables if len(tables) > 1 else [])
+    kind, members = ensemble.models[0].task.kind, tables[: len(hashes)]
+    is_one = len(tables) == 1 or len(tables) > len(members)  # one model, or segmenters that spoke together
+    frame = tables[-1] if is_one else mean_prediction(tables, kind)
+    _write_members(args.output / MEMBERS, members if len(members) > 1 else [])
     paths = [str(path) for path in args.checkpoint]
     about: dict[str, Any] = {"checkpoint": paths[0] if len(paths) == 1 else ", ".join(paths), "store": str(args.store)}
     about |= {
@@ -271,6 +271,9 @@ def _write(args: Namespace, slides: EvaluatedSlides, parts: dict[str, Part], kin
     }
     if len(paths) > 1:
         about["ensemble"] = RULES[kind]
+    threshold = getattr(ensemble.voices[-1], "decision_threshold", None)
+    if threshold is not None:
+        about["decision_threshold"] = round(float(threshold), 6)
     if args.cohort is not None:
         about["cohort"] = str(args.cohort)
     missing = len(slides.items) - len(frame)
@@ -287,8 +290,8 @@ def _write(args: Namespace, slides: EvaluatedSlides, parts: dict[str, Part], kin
     print(f"{len(frame)} slides{left_out}; written: {', '.join(path.name for path in files.paths)} in {args.output}")
 
 
-def _table(slides: EvaluatedSlides, parts: dict[str, Part], member: int) -> pd.DataFrame:
-    """The prediction table of one model, in the cohort's order."""
+def _table(slides: EvaluatedSlides, parts: dict[str, Part], voice: int) -> pd.DataFrame:
+    """The prediction table of one voice, in the cohort's order."""
     import pandas as pd
 
     rows = []
@@ -297,7 +300,7 @@ def _table(slides: EvaluatedSlides, parts: dict[str, Part], member: int) -> pd.D
         if part.members:
             ids = {"slide_id": item.slide_id, "case_id": item.case_id, "fold": "", "split": split}
             groups = {column: values[number] for column, values in slides.groups.items()}
-            rows.append({**ids, **part.members[member], **groups})
+            rows.append({**ids, **part.members[voice], **groups})
     return pd.DataFrame(rows)
 
 

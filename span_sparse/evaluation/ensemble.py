@@ -3,6 +3,8 @@
     classification   mean of the probabilities; the class with the highest mean
     multi_label      mean of the probabilities
     regression       mean of the predictions
+    segmentation     mean of the probabilities of each patch, which the models' tables do not hold: whoever runs the
+                     models averages them (`span_sparse.training.ensemble`)
     survival         mean of the risks: of `−Σ_t S_t` for hazards in bins, of the log relative hazards for Cox, whose
                      unknown offsets shift all patients alike. Survival curves: mean, where all have the same times
 
@@ -25,8 +27,9 @@ RULES: Final = {
     "multi_label": "mean of the probabilities",
     "regression": "mean of the predictions",
     "survival": "mean of the risks; mean of the survival curves where their times are the same",
+    "segmentation": "mean of the probabilities of each patch; mean of the decision thresholds",
 }
-"""By kind of task; other kinds have no rule."""
+"""By kind of task."""
 
 
 def mean_prediction(members: Sequence[pd.DataFrame], kind: str) -> pd.DataFrame:
@@ -37,9 +40,8 @@ def mean_prediction(members: Sequence[pd.DataFrame], kind: str) -> pd.DataFrame:
         kind: of the task.
 
     Raises:
-        KeyError: a kind without a rule.
+        KeyError: a kind that is not averaged over tables.
     """
-    assert RULES[kind]
     first = members[0]
     averaged = {
         "classification": (PROBABILITY_PREFIX,),

@@ -2,18 +2,67 @@
 
 Folds of one study agree in everything but the weights. A model of another encoder, or with the classes in another
 order, would be averaged with them without a sign: probabilities are numbers between 0 and 1 whatever they are about.
+
+What models say of slides is averaged later, over tables (`span_sparse.evaluation.ensemble`). What segmenters say of
+patches is not in their tables, so it is averaged here: mean probability of each class, judged at the mean of the
+models' decision thresholds.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from span_sparse.datasets import SlideBatch
 from span_sparse.errors import CheckpointError
 from span_sparse.training.checkpoint import load_model
+from span_sparse.training.outcomes import Outcomes
+from span_sparse.training.patch_segmenter import NUM_THRESHOLDS, PatchSegmenter
 from span_sparse.training.survival_model import SurvivalModel
 from span_sparse.training.task_module import TaskModule
+
+
+class Ensemble:
+    """Models that look at the same batches.
+
+    Args:
+        models: in evaluation mode, all on one device; of the same task and features.
+
+    Attributes:
+        models: as given.
+        voices: those whose outcomes are told: the models and, of several segmenters, what they say together.
+    """
+
+    def __init__(self, models: Sequence[TaskModule]) -> None:
+        self.models = list(models)
+        self.voices = list(models)
+        self._segmenters = [model for model in models if isinstance(model, PatchSegmenter)]
+        if len(self._segmenters) > 1:
+            self._together = copy.deepcopy(self._segmenters[0])
+            mean = torch.stack([model.decision_threshold for model in self._segmenters]).mean()
+            steps = NUM_THRESHOLDS + 1
+            self._together.decision_threshold.fill_(torch.round(mean * steps) / steps)
+            self.voices.append(self._together)
+
+    def predict(self, batch: SlideBatch) -> tuple[Outcomes, ...]:
+        """The outcomes of a batch on the models' device, by each of the voices."""
+        if len(self._segmenters) < 2:
+            return tuple(model.predict_step(batch) for model in self.models)
+        logits = [model(batch).float() for model in self._segmenters]
+        steps = [model.judged(one, batch) for model, one in zip(self._segmenters, logits, strict=True)]
+        steps.append(self._together.judged(self._mean(logits), batch))
+        return tuple(Outcomes(batch.indices, {**step.columns, "loss": step.losses}) for step in steps)
+
+    def _mean(self, logits: Sequence[Tensor]) -> Tensor:
+        """Logits of the mean probabilities."""
+        if self._together.is_binary:
+            return torch.logit(torch.stack([one.sigmoid() for one in logits]).mean(dim=0), eps=1e-7)
+        return torch.stack([one.softmax(dim=1) for one in logits]).mean(dim=0).clamp(min=1e-30).log()
 
 
 def load_ensemble(paths: Sequence[Path]) -> list[TaskModule]:

@@ -86,7 +86,15 @@ class PatchSegmenter(TaskModule):
             raise ConfigError("positive_weight is for two classes; set class_weights")
 
     def _batch_step(self, batch: SlideBatch) -> StepOutput:
-        logits = self(batch).float()
+        return self.judged(self(batch).float(), batch)
+
+    def judged(self, logits: Tensor, batch: SlideBatch) -> StepOutput:
+        """Losses and agreement of logits, whoever computed them.
+
+        Args:
+            logits: `[patches, outputs]`.
+            batch: with the labels of the patches.
+        """
         assert batch.patch_labels is not None
         slides = batch.coords[:, 0].long()
         losses, tables = [], []

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from span_sparse.datasets import SlideDataset, collate
 from span_sparse.datasets.slide_dataset import SlideItem
+from span_sparse.training.ensemble import Ensemble
 from span_sparse.training.outcomes import OutcomeCollector, Outcomes
 from span_sparse.training.task_module import TaskModule
 
@@ -44,20 +45,19 @@ def prediction_frame(
 
 @torch.inference_mode()
 def stream_outcomes(
-    models: Sequence[TaskModule], dataset: SlideDataset, *, batch_size: int = 1, num_workers: int = 0
+    ensemble: Ensemble, dataset: SlideDataset, *, batch_size: int = 1, num_workers: int = 0
 ) -> Iterator[tuple[Outcomes, ...]]:
-    """The outcomes of one batch after the other, by each model, on the CPU.
+    """The outcomes of one batch after the other, by each voice, on the CPU.
 
     Args:
-        models: in evaluation mode, all on one device.
+        ensemble: of one model or more.
         dataset: slides.
         batch_size: slides a step.
         num_workers: reading processes.
     """
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
     for batch in loader:
-        on_device = batch.to(models[0].device)
-        parts = [model.predict_step(on_device) for model in models]
+        parts = ensemble.predict(batch.to(ensemble.models[0].device))
         yield tuple(
             Outcomes(part.indices.cpu(), {name: column.cpu() for name, column in part.columns.items()})
             for part in parts
@@ -82,7 +82,7 @@ def predict_slides(
         progress: an iterable advanced once a batch, for a progress bar.
     """
     collector = OutcomeCollector()
-    batches = stream_outcomes([model], dataset, batch_size=batch_size, num_workers=num_workers)
+    batches = stream_outcomes(Ensemble([model]), dataset, batch_size=batch_size, num_workers=num_workers)
     num_batches = -(-len(dataset) // batch_size)
     for _, (part,) in zip(range(num_batches) if progress is None else progress, batches, strict=True):
         collector.add(part)

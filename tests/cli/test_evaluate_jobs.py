@@ -23,9 +23,10 @@ from span_sparse.datasets import ClassificationTask, RegressionTask, Segmentatio
 from span_sparse.evaluation.parts import PartWriter, read_parts
 from span_sparse.extract.stain_texture import StainTextureEncoder
 from span_sparse.grid import LatticeSpec
-from span_sparse.models import SpanMilConfig
+from span_sparse.models import SpanMilConfig, SpanUnetConfig
 from span_sparse.store import FeatureStore
 from span_sparse.training import PatchSegmenter, SlideClassifier, SlideRegressor, SurvivalModel
+from span_sparse.training.checkpoint import load_model
 from span_sparse.training.prediction import predict_slides
 
 NETWORK = SpanMilConfig(stages="11", head_channels=8, window_size=2)
@@ -35,6 +36,17 @@ def save(model: Any, path: Path) -> Path:
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     torch.save({**content, "pytorch-lightning_version": "2.6.6"}, path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch) -> None:
+    """Other tests look at pictures, and writing one takes longer than everything else here."""
+
+    def write_nothing(figure: object, path: Path) -> tuple[Path]:
+        path.write_bytes(b"")
+        return (path,)
+
+    monkeypatch.setattr("span_sparse.evaluation.report.write_figure", write_nothing)
 
 
 @pytest.fixture
@@ -111,6 +123,44 @@ def test_risks_and_numbers_are_averaged_too(evaluate, make_checkpoint, tiny_coho
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("classes", [("t",), ("t", "s")])
+def test_segmenters_average_the_probabilities_of_patches(
+    evaluate, make_checkpoint, tiny_cohort, tmp_path, monkeypatch, classes
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    store, random = FeatureStore(tiny_cohort.store), np.random.default_rng(0)
+    for name in store.slide_ids:
+        record = store.read(name)
+        ratios = random.dirichlet(np.ones(len(classes) + 1), size=len(record.grid))[:, 1:].astype(np.float32)
+        store.write(dataclasses.replace(record, ratios=ratios, ratio_classes=classes), overwrite=True)
+    network = SpanUnetConfig(stages="11-1", head_channels=8, window_size=2)
+    task = SegmentationTask(classes, threshold=0.4)
+    paths = [make_checkpoint(seed, task, PatchSegmenter, network=network) for seed in range(2)]
+    for path, threshold in zip(paths, (0.4, 0.45), strict=True):
+        content = torch.load(path, weights_only=True)
+        content["state_dict"]["decision_threshold"] = torch.tensor(threshold)
+        torch.save(content, path)
+    assert evaluate(paths) == 0
+    found = table(tmp_path / "out").set_index("slide_id")
+    assert sorted(path.name for path in (tmp_path / "out" / "members").iterdir()) == ["1.csv", "2.csv"]
+    models = [load_model(path) for path in paths]
+    record = store.read("s09")
+    coords = torch.cat([torch.zeros(len(record.grid), 1), torch.from_numpy(record.grid)], dim=1).int()
+    with torch.no_grad():
+        logits = [model.network(torch.from_numpy(record.features), coords, 1) for model in models]
+    labels = task.patch_labels(torch.from_numpy(record.ratios))
+    if len(classes) == 1:
+        chosen = (torch.stack(logits).sigmoid().mean(dim=0)[:, 0] >= 0.42).long()  # 0.425 to the next hundredth
+    else:
+        chosen = torch.stack([one.softmax(dim=1) for one in logits]).mean(dim=0).argmax(dim=1)
+    for position, name in enumerate(classes, start=1):
+        expected = [(chosen == position) & (labels == position), (chosen == position) & (labels != position)]
+        assert found.loc["s09", [f"hits_{name}", f"false_alarms_{name}"]].tolist() == [one.sum() for one in expected]
+    run = json.loads((tmp_path / "out" / "metrics.json").read_text())["run"]
+    assert run["ensemble"].startswith("mean of the probabilities of each patch")
+    assert run["decision_threshold"] == pytest.approx(0.42)
+
+
 def paths_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.ckpt"
 
@@ -139,12 +189,6 @@ def test_models_of_other_features_or_losses(evaluate, make_checkpoint, tiny_coho
     pair = [make_checkpoint(seed, SurvivalTask(), SurvivalModel, loss=loss) for seed, loss in ((0, "cox"), (1, "nll"))]
     assert evaluate(pair) == 1
     assert "loss: cox != nll" in capsys.readouterr().err
-    from span_sparse.models import SpanUnetConfig
-
-    network = SpanUnetConfig(stages="11-1", head_channels=8, window_size=2)
-    pair = [make_checkpoint(seed, SegmentationTask(("t",)), PatchSegmenter, network=network) for seed in range(2)]
-    assert evaluate(pair) == 1
-    assert "one checkpoint at a time" in capsys.readouterr().err
     assert evaluate([path, path]) == 1
     assert "names a file twice" in capsys.readouterr().err
 
@@ -156,7 +200,7 @@ def test_shards_give_what_one_run_gives(evaluate, make_checkpoint, tiny_cohort, 
         assert evaluate(path, "--cohort", tiny_cohort.csv, "--shard", f"{number}/3") == 0
         assert (tmp_path / "out" / "predictions.csv").exists() == (number == 1)
     assert "still to come from other shards" in capsys.readouterr().out
-    for name in ("predictions.csv", "roc.svg", "reliability.csv"):
+    for name in ("predictions.csv", "metrics.json", "reliability.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     parts = sorted((tmp_path / "out" / "parts").glob("*.jsonl"))
     assert [one.name for one in parts] == ["1-of-3.jsonl", "2-of-3.jsonl", "3-of-3.jsonl"]
@@ -215,7 +259,7 @@ def test_a_killed_run_goes_on(command, make_checkpoint, tiny_cohort, tmp_path, c
     words += ["--device", "cpu", "--resamples", 20]
     process = subprocess.Popen([sys.executable, "-c", slow, *map(str, words)], stdout=subprocess.DEVNULL)
     part = out / "parts" / "all.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not (part.exists() and part.read_bytes().count(b"\n") > 4):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -280,14 +324,14 @@ def test_missing_slides_of_shards(evaluate, make_checkpoint, tiny_cohort, tmp_pa
 def test_streams_hold_what_a_whole_prediction_holds(make_checkpoint, tiny_cohort) -> None:
     from span_sparse.datasets import SlideDataset
     from span_sparse.datasets.slide_dataset import SlideItem
-    from span_sparse.training.checkpoint import load_model
+    from span_sparse.training.ensemble import Ensemble
     from span_sparse.training.prediction import rows_of, stream_outcomes
 
     models = [load_model(make_checkpoint(seed)) for seed in range(2)]
     data = SlideDataset(FeatureStore(tiny_cohort.store), [SlideItem(f"s{number:02d}", "p") for number in range(5)])
     whole = [rows_of(model, predict_slides(model, data, batch_size=2)) for model in models]
     rows: list[list[dict[str, object]]] = [[], []]
-    for parts in stream_outcomes(models, data, batch_size=2):
+    for parts in stream_outcomes(Ensemble(models), data, batch_size=2):
         for one, model, part in zip(rows, models, parts, strict=True):
             one += rows_of(model, part)
     assert rows == whole
