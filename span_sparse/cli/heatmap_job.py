@@ -205,8 +205,8 @@ class HeatmapJob:
         }
 
     def _scores_hash(self, item: SlideItem) -> str:
-        about = [FORMAT, self._checkpoint_hash, self.store.metadata(item.slide_id).as_attributes()]
-        return _hash(about)
+        slide = self.store.metadata(item.slide_id).as_attributes(), self.store.content_checksum(item.slide_id)
+        return _hash([FORMAT, self._checkpoint_hash, item.case_id, slide])
 
     def _fingerprint(self, item: SlideItem, scale: ColourScale) -> str:
         slides = None if self.slides_dir is None else str(self.slides_dir.absolute())
