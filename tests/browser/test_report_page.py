@@ -37,22 +37,18 @@ def report(tmp_path, make_heatmaps):
     return path
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_report_is_readable_everywhere(visit, axe, report, width):
-    page = visit(report.as_uri(), width=width)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("img").count() == 28
-    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert page.locator("tr[id^='slide-']").count() == 24
-    assert axe(page) == []
-    for table in page.locator(".scroll").all():
-        assert table.evaluate("it => it.getBoundingClientRect().right") <= width
-    page.click("#worst article:first-of-type a")
-    assert page.evaluate("document.querySelector(location.hash).matches('tr:target')")
-
-
-def test_the_report_prints(visit, report):
-    page = visit(report.as_uri())
+def test_the_report_is_readable_everywhere_and_prints(visit, axe, report):
+    for width in (1280, 390):
+        page = visit(report.as_uri(), width=width)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("img").count() == 28
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        assert page.locator("tr[id^='slide-']").count() == 24
+        assert axe(page) == []
+        for table in page.locator(".scroll").all():
+            assert table.evaluate("it => it.getBoundingClientRect().right") <= width
+        page.click("#worst article:first-of-type a")
+        assert page.evaluate("document.querySelector(location.hash).matches('tr:target')")
     pdf = page.pdf(format="A4")
     assert pdf.startswith(b"%PDF-")
     assert 3 <= pdf.count(b"/Type /Page\n") <= 20
