@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 DESCRIPTION = "Apply a checkpoint to one slide file: extraction, verdict, heatmap and GeoJSON in one command."
 
 
+STORE = "store"
+"""Of the features, below the output folder."""
+
+
 def build_parser() -> ArgumentParser:
     """The options of `span predict`."""
     parser = ArgumentParser(prog="span predict", description=DESCRIPTION)
@@ -64,6 +68,8 @@ def run(args: Namespace) -> int:
 
     if not args.slide.is_file():
         raise SlideError(f"{args.slide}: no such file")
+    if folder_name(args.slide.stem) == STORE:
+        raise SlideError(f"{args.slide}: a slide of this name would lie where the features are; rename the file")
     model = load_model(args.checkpoint)
     device = device_of(args.device)
     encoder = checkpoint_encoder(
@@ -71,7 +77,7 @@ def run(args: Namespace) -> int:
         trust_program=args.trust_program, device=device,
     )  # fmt: skip
     cohort = _cohort_of_one(args.slide, args.mpp)
-    store = args.output / "store"
+    store = args.output / STORE
     _extract(args, cohort, store, model, encoder)
     (slide_id,) = cohort.slide_ids
     job = HeatmapJob(

@@ -157,4 +157,6 @@ def test_slides_that_cannot_be_used(predict, slide, tmp_path, capsys) -> None:
     assert "x.tiff: not a slide" in " ".join(capsys.readouterr().err.split())
     assert predict(slide, classifier(), "--mpp", "-1") == 1
     assert "--mpp -1.0: expected a positive number" in capsys.readouterr().err
+    assert predict(shutil.copy(slide, slide.with_name("store.tiff")), classifier()) == 1
+    assert "a slide of this name would lie where the features are" in capsys.readouterr().err
     assert not (tmp_path / "out" / "heatmaps.csv").exists()
