@@ -66,6 +66,9 @@ def _flat(content: Mapping[str, Any], before: str = "", depth: int = 0) -> Itera
         name = f"{before}{str(key).replace('_', ' ')}"
         if isinstance(value, Mapping) and depth < 3:
             yield from _flat(value, f"{name}: ", depth + 1)
+        elif isinstance(value, list) and depth < 3 and any(isinstance(one, Mapping) for one in value):
+            numbered = {str(number): one for number, one in enumerate(value, start=1)}
+            yield from _flat(numbered, f"{name} ", depth + 1)
         else:
             yield name, value
 

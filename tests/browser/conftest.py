@@ -49,7 +49,7 @@ def visit(chromium) -> Iterator[Callable[..., Any]]:
 
     def open_page(address: str, *, width: int = 1280, height: int = 860) -> Any:
         context = chromium.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
         origin = urlsplit(address)[:2]

@@ -71,8 +71,8 @@ def test_the_page_of_the_extraction(visit, tmp_path):
     page = visit(write_qc_page(store, rows).as_uri())
     page.wait_for_function("() => [...document.images].every(image => image.complete && image.naturalWidth === 300)")
     assert page.locator("img").count() == 3
-    assert page.locator("h2").all_inner_texts() == ["a", "b <i>", "c"]
+    assert page.locator("h2").all_text_contents() == ["a", "b <i>", "c"]
     page.select_option("#order", "patches")
-    assert page.locator("h2").all_inner_texts() == ["a", "c", "b <i>"]
+    assert page.locator("h2").all_text_contents() == ["a", "c", "b <i>"]
     page.fill("#filter", "tissue")
-    assert page.locator("article:visible h2").all_inner_texts() == ["a"]
+    assert page.locator("article:visible h2").all_text_contents() == ["a"]

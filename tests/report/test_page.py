@@ -221,13 +221,27 @@ def test_pictures_that_cannot_be_shown_are_left_out(tmp_path):
 
 
 def test_what_was_run(evaluate, parse):
-    evaluation = evaluate("multi_label", about={"run": {"checkpoint": "runs/a/best.ckpt", "store": "features.zarr"}})
+    evaluation = evaluate(
+        "multi_label",
+        about={
+            "run": {"checkpoint": "runs/a/best.ckpt", "store": "features.zarr", "checkpoints": [{"sha256": "1f2e"}]}
+        },
+    )
     run = {
         "seed": 7, "selection": {"selected_by": "lowest val_loss of 3 epochs"},
         "data": {"split_hash": "abc123", "store": {"encoder": {"name": "uni_v2", "dimension": 1536}}},
     }  # fmt: skip
     text = parse(render_report(evaluation, run=run, environment={"packages": {"span-sparse": "0.1.0"}})).text
-    for shown in ("runs/a/best.ckpt", "features.zarr", "lowest val_loss of 3 epochs", "abc123", "uni_v2", "0.1.0"):
+    for shown in (
+        "runs/a/best.ckpt",
+        "features.zarr",
+        "checkpoints 1: sha256",
+        "1f2e",
+        "lowest val_loss of 3 epochs",
+        "abc123",
+        "uni_v2",
+        "0.1.0",
+    ):
         assert shown in text
     assert "Nothing was written down" in parse(render_report(evaluate("regression"))).text
 
