@@ -35,7 +35,7 @@ from span_sparse.cli.run_folder import summary
 from span_sparse.cli.run_record import RunRecorder, default_loggers
 from span_sparse.cli.run_summary import overfitting
 from span_sparse.datasets import AnyTask
-from span_sparse.errors import ConfigError
+from span_sparse.errors import ConfigError, SpanError
 from span_sparse.models import NetworkConfig, SpanUnetConfig, TorchmilConfig
 from span_sparse.training import TaskModule
 from span_sparse.training.checkpoint import checked_checkpoint
@@ -226,9 +226,20 @@ def main(args: list[str]) -> int:
             )
         except Interrupted as interrupted:
             sys.exit(_leave(interrupted))
+        except ValueError as error:  # jsonargparse's, around what a class of ours said of its settings
+            if own := _own_error(error):
+                raise own from None
+            raise
         except MisconfigurationException as error:  # devices that are not there, a metric that nobody logs, ...
             raise ConfigError(" ".join(str(error).split())) from error
     return 0
+
+
+def _own_error(error: BaseException | None) -> SpanError | None:
+    """The error of this package that is the cause of another one, if there is one."""
+    while error is not None and not isinstance(error, SpanError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _leave(interrupted: Interrupted) -> int:

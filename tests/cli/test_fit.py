@@ -195,6 +195,25 @@ def test_a_misspelt_setting_is_a_short_message(command, fit_yaml, capsys, old, n
     assert "usage" not in shown
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data.init_args.batch_size", 0), "batch_size 0 must be at least 1, num_workers 0 at least 0"),
+        (("--data.init_args.max_tokens", 0), "max_tokens is 0, expected at least 1, or null for no limit"),
+        (("--model.init_args.focal_gamma", -1), "focal_gamma -1.0 must not be negative; 0 is cross-entropy"),
+        (
+            ("--trainer.callbacks+=span_sparse.training.WeightAverage", "--trainer.callbacks.decay", 2),
+            "decay 2.0 of WeightAverage must be between 0 and 1",
+        ),
+    ],
+)
+def test_a_setting_that_a_class_refuses_is_its_own_message(command, fit_yaml, capsys, words, message) -> None:
+    assert command("lightning", "fit", "--config", fit_yaml, *words) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {message}")
+
+
 def test_a_network_is_the_one_that_is_named(command, fit_yaml, capsys) -> None:
     """Two networks have the same settings; jsonargparse would build the first one of the union."""
     for network in ("MeanPoolingConfig", "AttentionPoolingConfig", "SpanMilConfig"):

@@ -48,7 +48,10 @@ class Job:
             if values["JobState"] == "PENDING" and values["Reason"] == "BeginTime":
                 subprocess.run(["scontrol", "update", f"JobId={self.number}", "StartTime=now"], check=False)
             elif done is None and values["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"):
-                return values["JobState"]
+                time.sleep(2.0)  # on its way back a job is seen in other states for a moment
+                if self.values()["JobState"] == values["JobState"]:
+                    return values["JobState"]
+                print(f"job {self.number} was {values['JobState']} for a moment, now {self.values()['JobState']}")
             time.sleep(0.3)
         raise AssertionError(f"job {self.number} takes too long: {self.values()}\n{self.text()}")
 

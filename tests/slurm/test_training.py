@@ -22,10 +22,10 @@ NUM_EPOCHS, NUM_BATCHES = 3, 6
 def training(submit, configuration, tmp_path):
     """Submits a training of its own run folder, with signals as planned."""
 
-    def train(run: str, plan: dict[str, str], node: str, processes: int = 2):
+    def train(run: str, plan: dict[str, str], node: str, processes: int = 2, limit: str = "--time=30"):
         path = configuration(run, plan, max_epochs=NUM_EPOCHS, accumulate_grad_batches=2)
         words = ["train", "--cpu", "--processes-per-node", str(processes), "--cpus-per-task", "1", "--mem", "1G"]
-        words += ["--time", "30", "--partition", "low", f"--directive=[--nodelist={node}]", "--", "--config", str(path)]
+        words += [*limit.split(), "--partition", "low", f"--directive=[--nodelist={node}]", "--", "--config", str(path)]
         return submit(slurm.job_script(slurm.build_parser().parse_args(words)), name=run)
 
     return train
@@ -72,6 +72,19 @@ def test_a_preempted_training_ends_as_an_undisturbed_one(training, submit, tmp_p
     assert not (run / "resume.ckpt").exists()
     pd.testing.assert_frame_equal(validations(run), validations(tmp_path / "whole"))
     assert (run / "predictions.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
+
+
+def test_a_training_that_meets_its_time_limit_comes_back_and_ends(training, tmp_path) -> None:
+    job = training("limited", {"1:2": "wait"}, "node2", processes=1, limit="--time=1 --warning=30")
+    run = tmp_path / "limited"
+    assert job.wait() == "COMPLETED", job.text()
+    assert int(job.values()["Restarts"]) >= 1
+    text = job.text()
+    assert f"stopped by SIGUSR1 after writing {run / 'resume.ckpt'}; SLURM job {job.number}" in text
+    assert f"continuing from {run / 'resume.ckpt'}" in text
+    assert "DUE TO TIME LIMIT" not in text
+    assert checkpoint(run, "final")["epoch"] == NUM_EPOCHS - 1
+    assert len(pd.read_csv(run / "history.csv")) == NUM_EPOCHS
 
 
 def test_a_cancelled_training_does_not_come_back(training, submit, tmp_path) -> None:
