@@ -209,6 +209,13 @@ def test_names_of_this_machine_with_any_port(viewer, host):
     assert ask(viewer, raw)[0] == 200
 
 
+def test_a_link_on_another_page_opens_the_viewer_and_loads_no_part_of_it(viewer):
+    site = "Sec-Fetch-Site: cross-site"
+    for destination, expected in (("document", 200), ("iframe", 403), ("image", 403)):
+        more = (site, "Sec-Fetch-Mode: navigate", f"Sec-Fetch-Dest: {destination}", "Connection: close")
+        assert ask(viewer, request(viewer, f"/{viewer.token}/", "GET", None, *more))[0] == expected
+
+
 def test_on_the_loopback_interface_alone(viewer):
     assert viewer.socket.getsockname()[0] == "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
