@@ -168,8 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
             return 400
         if not HOST.fullmatch(self.headers["Host"]):
             return 421
-        # `none`: typed, or opened from elsewhere than a page; a page may only be left for this one (a link in a terminal
-        # that is itself a page), not load parts of it
+        # `none`: typed, or opened from elsewhere than a page; a page may only be left for this one (a link in a
+        # terminal that is itself a page), not load parts of it
         is_opened = (self.headers.get("Sec-Fetch-Mode"), self.headers.get("Sec-Fetch-Dest")) == ("navigate", "document")
         if self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none") and not is_opened:
             return 403
