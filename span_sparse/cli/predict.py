@@ -68,7 +68,7 @@ def run(args: Namespace) -> int:
 
     if not args.slide.is_file():
         raise SlideError(f"{args.slide}: no such file")
-    if folder_name(args.slide.stem) == STORE:
+    if folder_name(args.slide.stem).split(".")[0] == STORE:  # beside it lie STORE.tissue and STORE.qc
         raise SlideError(f"{args.slide}: a slide of this name would lie where the features are; rename the file")
     model = load_model(args.checkpoint)
     device = device_of(args.device)
