@@ -106,7 +106,7 @@ function fillScores(slide) {
 function words(name) {
   const parts = /^attention_stage(\d+)_head(\d+)$/.exec(name);
   if (parts) return `attention, stage ${parts[1]}, head ${parts[2]}`;
-  const known = { attention: "attention, mean of the last stage", gradient_x_input: "gradient × input" };
+  const known = { attention: "attention, mean over heads", gradient_x_input: "gradient × input" };
   return known[name] ?? name.replace(/^logit_/, "logit of ").replace(/^prob_/, "probability of ");
 }
 
