@@ -7,6 +7,7 @@ interval over drawings of patients, and p. The first table is the one the others
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 DESCRIPTION = "Compare models on the same cases: differences with intervals and p values, DeLong's test."
 
 COMPARISON_FILE: Final = "comparison.json"
+_WIDTH: Final = 120
+"""Columns of the table in a file or a pipe, where names would be cut to fit the 80 of a terminal."""
 
 
 def build_parser() -> ArgumentParser:
@@ -87,7 +90,7 @@ def _print(result: Comparison) -> None:
         between = f"{one['difference'] - spread:+.3f} to {one['difference'] + spread:+.3f}"
         values = (_text(one["auc_first"]), _text(one["auc_second"]), _text(one["difference"], "+.3f"))
         table.add_row(f"AUC, DeLong (by {one['unit']})", *values, between, _p(one["p"]))
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(f"first: {result.first}\nsecond: {result.second}", markup=False, soft_wrap=True)
     console.print(table)
     for note in result.notes:

@@ -146,7 +146,8 @@ def test_the_command(command, tmp_path, capsys) -> None:
     assert command("span", "compare", *words, "--output", tmp_path / "out") == 0
     shown = capsys.readouterr().out
     assert "40 labelled slides of 40 cases" in shown
-    assert "AUC, DeLong" in shown
+    assert "AUC, DeLong (by slide)" in shown
+    assert "sensitivity_at_95_specificity" in shown
     assert (tmp_path / "out" / "comparison.json").is_file()
     assert command("span", "compare", tmp_path / "a") == 1
     assert "needs two tables" in capsys.readouterr().err
