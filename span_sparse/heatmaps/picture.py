@@ -1,8 +1,8 @@
 """How does a person see where the scores are high? One PNG: the slide with the scores over it.
 
 The thumbnail, the colours of the patches half transparent on it, a colour bar with the score's name and numbers, a
-scale bar in mm or µm, and a title with slide, patient and prediction. Without the slide's file the patches lie on white
-with the lattice between them.
+scale bar in mm or µm, and a title with slide, patient and prediction. Of a slide with `bounds` (MRXS) only these are
+shown: the rest was never scanned. Without the slide's file the patches lie on white with the lattice between them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from span_sparse.files import replacing
+from span_sparse.grid import BoxPx0
 from span_sparse.heatmaps.folder import SlideHeatmap
 from span_sparse.heatmaps.raster import COLOUR_MAP, PERCENTILES, ColourScale, ScoreRaster
 from span_sparse.wsi import SlideReader, read_thumbnail
@@ -53,7 +54,8 @@ def write_picture(path: Path, heatmap: SlideHeatmap, scale: ColourScale, reader:
         SlideError: the slide cannot be read.
         OSError: the picture cannot be written.
     """
-    width_px0, height_px0 = heatmap.dimensions_px0
+    shown = BoxPx0(0, 0, *heatmap.dimensions_px0) if reader is None or reader.bounds is None else reader.bounds
+    width_px0, height_px0 = shown.x1 - shown.x0, shown.y1 - shown.y0
     scale_px0 = max(1, math.ceil(max(width_px0, height_px0) / LONGEST_EDGE_PX))
     raster = ScoreRaster(heatmap, scale.score)
     rows, cols = raster.shape(scale_px0)
@@ -67,9 +69,9 @@ def write_picture(path: Path, heatmap: SlideHeatmap, scale: ColourScale, reader:
     )
     if reader is None:
         _draw_lattice(axes, heatmap, scale_px0)
-    axes.set(xlim=(0, width_px0), ylim=(height_px0, 0))
+    axes.set(xlim=(shown.x0, shown.x1), ylim=(shown.y1, shown.y0))
     axes.set_axis_off()
-    draw_scale_bar(axes, width_px0, heatmap.lattice.slide_mpp)
+    draw_scale_bar(axes, width_px0, heatmap.lattice.slide_mpp, shown.x0)
     _draw_colour_bar(figure, scale)
     height_in = figure.get_figheight()
     figure.text(0.02, 1 - 0.08 / height_in, _title(heatmap), va="top", fontsize=8, parse_math=False, linespacing=1.35)

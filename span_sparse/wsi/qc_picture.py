@@ -167,13 +167,21 @@ def _draw_outline(axes: Axes, mask: NDArray[np.bool_], scale_px0: int, colour: s
     axes.contour(centres_x, centres_y, padded, levels=[0.5], colors=colour, linewidths=width)
 
 
-def draw_scale_bar(axes: Axes, width_px0: int, slide_mpp: float) -> None:
-    """A bar of 1, 2 or 5 × 10ⁿ µm, at most a quarter of the slide's width, below the slide."""
+def draw_scale_bar(axes: Axes, width_px0: int, slide_mpp: float, left_px0: int = 0) -> None:
+    """A bar of 1, 2 or 5 × 10ⁿ µm, at most a quarter of the width shown, below the slide.
+
+    Args:
+        axes: in level-0 pixels.
+        width_px0: of what is shown.
+        slide_mpp: µm per level-0 pixel.
+        left_px0: where it begins.
+    """
     longest_um = width_px0 * slide_mpp / 4
     decade = 10.0 ** math.floor(math.log10(longest_um))
     length_um = max(factor * decade for factor in (1, 2, 5) if factor * decade <= longest_um)
     text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    start, end = 0.02 * width_px0, 0.02 * width_px0 + length_um / slide_mpp
+    start = left_px0 + 0.02 * width_px0
+    end = start + length_um / slide_mpp
     place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
     bar = {"arrowstyle": "-", "linewidth": 3, "color": "black", "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", xy=(start, -0.01), xytext=(end, -0.01), xycoords=place["xycoords"], textcoords=place["xycoords"],

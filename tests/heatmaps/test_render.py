@@ -81,6 +81,13 @@ def test_the_origin_is_the_corner_of_the_bounds(tmp_path, make_heatmap, slide, m
     regions = json.loads((tmp_path / "regions.geojson").read_text())
     corners = np.concatenate([ring for one in regions["features"] for ring in one["geometry"]["coordinates"]])
     assert corners.min(axis=0).tolist() == [-31, -17]
+    picture = np.asarray(Image.open(tmp_path / "heatmap.png").convert("RGB")).astype(float)
+    yellow = SCALE.colours(np.array([3]))[0] * 0.55 + 0.45 * np.array((200, 200, 0))
+    rows, cols = np.nonzero(np.abs(picture - yellow).max(axis=2) < 3)
+    scale = (cols.max() + 1 - cols.min()) / 40  # pixels of the picture per slide pixel
+    assert cols.min() == pytest.approx((80 - 31) * scale, abs=2)  # the picture begins at the bounds
+    shown = (np.abs(picture - 240).max(axis=2) < 2).sum(axis=1) > 100  # glass, not the edges of letters
+    assert rows.min() - shown.argmax() == pytest.approx((120 - 17) * scale, abs=3)
 
 
 @pytest.mark.parametrize("slide_id", ["$x^2$ <b>", "腫瘍", "x" * 200])
