@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from span_sparse.cli.heatmap_job import HeatmapJob
     from span_sparse.datasets.slide_dataset import SlideItem
-    from span_sparse.heatmaps import ColourScale, SlideHeatmap
+    from span_sparse.heatmaps import ColourScale, IndexRow, SlideHeatmap
 
 DESCRIPTION = "Show where a model looked: scores of patches as tables, pictures over the slides, GeoJSON for QuPath."
 
@@ -80,7 +80,7 @@ def run(args: Namespace) -> int:
     console = Console(stderr=True, highlight=False)
     if args.slides is None:
         console.print("no --slides: heatmaps on white, without a gallery of patches", markup=False)
-    work = _Work(job, items, console.print)
+    work = _Work(job, items)
     work.compute_and_draw(one_scale=args.one_scale)
     if args.into_store is not None:
         work.keep_in_store(args.into_store)
@@ -100,8 +100,8 @@ def run(args: Namespace) -> int:
 class _Work:
     """The slides of a run and what became of each."""
 
-    def __init__(self, job: HeatmapJob, items: Sequence[SlideItem], say: Callable[..., None]) -> None:
-        self.job, self.items, self.say = job, items, say
+    def __init__(self, job: HeatmapJob, items: Sequence[SlideItem]) -> None:
+        self.job, self.items = job, items
         self.errors: dict[str, str] = {}
         self.num_resumed = 0
 
@@ -185,7 +185,7 @@ class _Work:
             ]
             print(f"faithfulness, mean gain over random order: deletion {gains[0]:.3f}, insertion {gains[1]:.3f}")
 
-    def write_index(self) -> list:
+    def write_index(self) -> list[IndexRow]:
         """Write `heatmaps.csv` and return its rows."""
         from span_sparse.heatmaps import DONE, FAILED, IndexRow, folder_name, write_index
 
