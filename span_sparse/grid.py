@@ -25,6 +25,12 @@ from span_sparse.errors import LatticeError
 MAX_CELL = 2**31 - 1
 """Largest row or column: grids are stored as int32."""
 
+MIN_PLAUSIBLE_MPP = 0.05
+"""100× oil immersion gives 0.1 µm/px; half of that leaves room."""
+
+MAX_PLAUSIBLE_MPP = 50.0
+"""Overview pictures of slides have about 30 µm/px; 72 and 96 dpi are 353 and 265."""
+
 
 class BoxPx0(NamedTuple):
     """A half-open rectangle in level-0 pixels: `x0 <= x < x1`, `y0 <= y < y1`."""

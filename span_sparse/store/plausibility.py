@@ -17,12 +17,9 @@ from typing import Final
 
 import numpy as np
 
+from span_sparse.grid import MAX_PLAUSIBLE_MPP, MIN_PLAUSIBLE_MPP
 from span_sparse.store.reader import identity_differences
 from span_sparse.store.schema import SlideMetadata, SlideRecord
-
-MIN_MPP: Final = 0.05
-MAX_MPP: Final = 50.0
-"""As `wsi.mpp` has them, which this layer does not import: oil immersion, and overview pictures."""
 
 MAX_EXTENT_MM: Final = 110.0
 """Glass slides are 76 mm long; the largest in use, for whole organs, 102 mm."""
@@ -40,10 +37,10 @@ def implausible_slide(metadata: SlideMetadata) -> list[str]:
     """Problems of one slide's resolution and size."""
     lattice, mpp = metadata.lattice, metadata.lattice.slide_mpp
     problems: list[str] = []
-    if not MIN_MPP <= mpp <= MAX_MPP:
+    if not MIN_PLAUSIBLE_MPP <= mpp <= MAX_PLAUSIBLE_MPP:
         problems.append(
-            f"{mpp:.4g} µm/px (from {metadata.mpp_source}) is implausible, expected {MIN_MPP:g} to {MAX_MPP:g}; "
-            f"{_CORRECT}"
+            f"{mpp:.4g} µm/px (from {metadata.mpp_source}) is implausible, expected {MIN_PLAUSIBLE_MPP:g} "
+            f"to {MAX_PLAUSIBLE_MPP:g}; {_CORRECT}"
         )
     longest_mm = max(metadata.width_px0, metadata.height_px0) * mpp / 1000
     if longest_mm > MAX_EXTENT_MM:

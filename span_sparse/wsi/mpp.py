@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from span_sparse.errors import MppError
-from span_sparse.grid import LatticeSpec
+from span_sparse.grid import MAX_PLAUSIBLE_MPP, MIN_PLAUSIBLE_MPP, LatticeSpec
 from span_sparse.wsi.reader import SlideReader
 
 COHORT: Final = "cohort"
@@ -28,12 +28,6 @@ FIX: Final = "the column `mpp` of the cohort table (inspect: --mpp)"
 
 UM_PER_PIXEL_AT_1X: Final = 10.0
 """Scanners have 0.5 µm/px at 20× and 0.25 at 40×, give or take a fifth."""
-
-MIN_PLAUSIBLE_MPP: Final = 0.05
-"""100× oil immersion gives 0.1 µm/px; half of that leaves room."""
-
-MAX_PLAUSIBLE_MPP: Final = 50.0
-"""Overview pictures of slides have about 30 µm/px; 72 and 96 dpi are 353 and 265."""
 
 MAX_CONTRADICTION: Final = 2.2
 """Resolution and objective may differ by a factor of 2 (a doubler lens, 20× scanned as 40×) and a tenth more."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,25 +91,3 @@ def axe() -> Callable[[Any], list[str]]:
         return [f"{one['id']}: {node['html'][:200]}" for one in found["violations"] for node in one["nodes"]]
 
     return examine
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Any]]:
-    """Starts a viewer of a folder of heatmaps; all are ended after the test."""
-    from span_sparse.report import read_heatmap_folder
-    from span_sparse.viewer import ViewerContent, ViewerServer
-
-    running = []
-
-    def start(heatmaps: Path, slides_dir: Path | None = None, evaluation: Any = None) -> ViewerServer:
-        server = ViewerServer(ViewerContent(read_heatmap_folder(heatmaps), slides_dir, evaluation))
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        running.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in running:
-        server.shutdown()
-        thread.join()
-        server.server_close()

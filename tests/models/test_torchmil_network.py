@@ -103,5 +103,5 @@ def test_without_torchmil_the_message_says_what_to_install(monkeypatch) -> None:
 
 @pytest.mark.parametrize("settings", [{"hidden": 4}, {"hidden": 20}])
 def test_settings_that_cannot_work(settings) -> None:
-    with pytest.raises(ConfigError, match="hidden (4|20) a multiple of 8"):
+    with pytest.raises(ConfigError, match=r"hidden (4|20) a multiple of 8"):
         TorchmilConfig(**settings)

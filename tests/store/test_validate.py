@@ -8,10 +8,9 @@ import pytest
 import zarr
 
 from span_sparse.grid import Lattice, LatticeSpec
-from span_sparse.store import Problem, plausibility, validate_store
+from span_sparse.store import Problem, validate_store
 from span_sparse.store.validate import examine_store
 from span_sparse.types import EncoderIdentity
-from span_sparse.wsi import mpp
 
 
 def messages(store):
@@ -168,10 +167,6 @@ def test_resolutions_that_nobody_can_have_meant(store, make_record):
     ):
         assert text in message
         assert "column `mpp` of the cohort table" in message
-
-
-def test_the_limits_are_those_of_the_slides():
-    assert (plausibility.MIN_MPP, plausibility.MAX_MPP) == (mpp.MIN_PLAUSIBLE_MPP, mpp.MAX_PLAUSIBLE_MPP)
 
 
 @pytest.mark.parametrize(

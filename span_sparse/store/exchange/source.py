@@ -20,11 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from span_sparse.errors import ExchangeError
+from span_sparse.grid import MAX_PLAUSIBLE_MPP, MIN_PLAUSIBLE_MPP
 from span_sparse.store.exchange.lattice_step import StepKnowledge
-
-MIN_PLAUSIBLE_MPP: Final = 0.05
-MAX_PLAUSIBLE_MPP: Final = 50.0
-"""The bounds that slides have too."""
 
 MAX_KEPT_VALUES: Final = 2**18
 """Larger arrays that are no column of the patches are named in the provenance, not kept in it."""
