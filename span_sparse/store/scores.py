@@ -22,12 +22,7 @@ from span_sparse.errors import StoreError
 from span_sparse.store.naming import group_name
 from span_sparse.store.reader import FeatureStore
 from span_sparse.store.shard import METADATA_FILE, SHARD_FILE, read_array, read_json
-from span_sparse.store.writer import (
-    _commit,  # pyright: ignore[reportPrivateUsage]
-    _fsync,  # pyright: ignore[reportPrivateUsage]
-    _temporary,  # pyright: ignore[reportPrivateUsage]
-    _write_array,  # pyright: ignore[reportPrivateUsage]
-)
+from span_sparse.store.writer import commit_folder, fsync_path, temporary_folder, write_array
 
 PREFIX: Final = "scores-"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -75,17 +70,17 @@ def write_scores(
             f"scores of slide {slide_id!r}: expected float32 {list(expected)}, "
             f"found {values.dtype} {list(values.shape)}"
         )
-    temporary = _temporary(store.path)
+    temporary = temporary_folder(store.path)
     try:
-        _write_array(temporary, values)
+        write_array(temporary, values)
         document = read_json(temporary / METADATA_FILE)
         document["attributes"] = {"scores": list(score_names), "about": dict(about)}
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         (temporary / METADATA_FILE).write_text(f"{text}\n", encoding="utf-8")
         for path in sorted(temporary.rglob("*"), reverse=True):
-            _fsync(path)
-        _commit(temporary, folder, replace=True)
-        _fsync(folder.parent)
+            fsync_path(path)
+        commit_folder(temporary, folder, replace=True)
+        fsync_path(folder.parent)
     except OSError as error:
         raise StoreError(f"{folder}: scores cannot be written: {error.strerror or error}") from error
     finally:

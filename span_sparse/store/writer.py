@@ -63,10 +63,10 @@ def create_root(root: Path) -> None:
         if foreign and not document.exists():  # another process may have created the store meanwhile
             raise StoreError(f"{root} is not empty ({', '.join(foreign[:3])}) and not a store; choose another folder")
         attributes = {KEY_FORMAT: FORMAT_NAME, KEY_VERSION: FORMAT_VERSION}
-        temporary = _temporary(root)
+        temporary = temporary_folder(root)
         _write_group_document(temporary, attributes)
         temporary.replace(document)
-        _fsync(root)
+        fsync_path(root)
     except OSError as error:
         raise StoreError(f"a store cannot be made at {root}: {error.strerror or error}") from error
 
@@ -84,12 +84,12 @@ def write_slide(root: Path, record: SlideRecord, *, replace: bool) -> None:
     """
     name = group_name(record.slide_id)
     raise_problems(f"slide {record.slide_id!r} cannot be written to {root}", validate_record(record))
-    temporary = _temporary(root)
+    temporary = temporary_folder(root)
     try:
         temporary.mkdir()
         _write_contents(temporary, record)
-        _commit(temporary, root / name, replace=replace)
-        _fsync(root)
+        commit_folder(temporary, root / name, replace=replace)
+        fsync_path(root)
     except OSError as error:
         raise StoreError(f"slide {record.slide_id!r} cannot be written to {root}: {error.strerror or error}") from error
     finally:
@@ -125,19 +125,20 @@ def _newest_s(entry: Path) -> float:
 
 def _write_contents(folder: Path, record: SlideRecord) -> None:
     order = row_major_order(record.grid)
-    _write_array(folder / ARRAY_FEATURES, record.features[order])
-    _write_array(folder / ARRAY_GRID, record.grid[order])
-    _write_array(folder / ARRAY_COORDS, record.coords[order])
+    write_array(folder / ARRAY_FEATURES, record.features[order])
+    write_array(folder / ARRAY_GRID, record.grid[order])
+    write_array(folder / ARRAY_COORDS, record.coords[order])
     for name, array in record.optional_arrays().items():
         rows = row_major_order(array) if name == ARRAY_FAILED_GRID else order
-        _write_array(folder / name, array[rows])
+        write_array(folder / name, array[rows])
     for path in sorted(folder.rglob("*"), reverse=True):
-        _fsync(path)
+        fsync_path(path)
     _write_group_document(folder / METADATA_FILE, record.metadata().as_attributes())
-    _fsync(folder)
+    fsync_path(folder)
 
 
-def _write_array(folder: Path, array: NDArray[Any]) -> None:
+def write_array(folder: Path, array: NDArray[Any]) -> None:
+    """Write a two-dimensional array of the format's one kind (FORMAT.md) and wait until it is on the disk."""
     num_rows, num_columns = array.shape
     block_rows = rows_per_block(num_rows, array.itemsize * num_columns)
     shard_rows = -(-num_rows // block_rows) * block_rows
@@ -164,7 +165,13 @@ def _write_group_document(path: Path, attributes: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _commit(temporary: Path, final: Path, *, replace: bool) -> None:
+def commit_folder(temporary: Path, final: Path, *, replace: bool) -> None:
+    """Give a complete folder its name in one step; what had the name before is removed.
+
+    Raises:
+        StoreError: the name is a link, or taken and not to be replaced.
+        OSError: the file system refuses.
+    """
     if final.is_symlink():
         raise StoreError(f"{final} is a symbolic link; remove it, slides are never written through links")
     if not replace:
@@ -204,7 +211,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _move_away(final: Path, temporary: Path) -> None:
-    old = _temporary(final.parent)
+    old = temporary_folder(final.parent)
     final.rename(old)
     try:
         temporary.rename(final)
@@ -216,11 +223,13 @@ def _move_away(final: Path, temporary: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _temporary(root: Path) -> Path:
+def temporary_folder(root: Path) -> Path:
+    """A name in the store that no reader takes for a slide and `remove_leftovers` knows."""
     return root / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
 
 
-def _fsync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
