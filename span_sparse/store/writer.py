@@ -138,7 +138,7 @@ def _write_contents(folder: Path, record: SlideRecord) -> None:
 
 
 def write_array(folder: Path, array: NDArray[Any]) -> None:
-    """Write a two-dimensional array of the format's one kind (FORMAT.md) and wait until it is on the disk."""
+    """Write a two-dimensional array of the one kind this format has (FORMAT.md)."""
     num_rows, num_columns = array.shape
     block_rows = rows_per_block(num_rows, array.itemsize * num_columns)
     shard_rows = -(-num_rows // block_rows) * block_rows
