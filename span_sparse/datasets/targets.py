@@ -27,6 +27,9 @@ from span_sparse.datasets.task import (
 from span_sparse.errors import CohortError
 
 _BINARY = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+_VITAL_STATUS = {"alive": 0.0, "living": 0.0, "0:living": 0.0, "dead": 1.0, "deceased": 1.0, "1:deceased": 1.0}
+"""As the tables of the GDC and of cBioPortal have it."""
+
 
 
 class SlideTarget(NamedTuple):
@@ -70,7 +73,7 @@ def read_targets(
         table.require_variety(task.column, {row[0] for row in table.training(values)}, "two different numbers")
     else:
         assert isinstance(task, SurvivalTask)
-        values = table.rows(task.target_names, [_duration, _binary])
+        values = table.rows(task.target_names, [_duration, _event])
         training = table.training(values)
         if training and not any(event for _, event in training):
             raise CohortError(
@@ -143,6 +146,15 @@ def _binary(text: str) -> float:
     if text.lower() not in _BINARY:
         raise ValueError("0 or 1 (or false or true)")
     return _BINARY[text.lower()]
+
+
+def _event(text: str) -> float:
+    if text.lower() in _VITAL_STATUS:
+        return _VITAL_STATUS[text.lower()]
+    try:
+        return _binary(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or alive or dead, living or deceased") from None
 
 
 def _number(text: str) -> float:

@@ -49,6 +49,14 @@ def test_every_task_reads_its_columns_and_leaves_the_rest(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("alive", "dead"), [("Alive", "Dead"), ("living", "deceased"), ("0:LIVING", "1:DECEASED"), ("0.0", "TRUE")]
+)
+def test_events_as_registries_write_them(tmp_path, alive, dead) -> None:
+    table = TABLE.replace("12.5,1", f"12.5,{dead}", 1).replace("b,train,0,0", f"b,train,0,{alive}", 1)
+    assert targets(tmp_path, SurvivalTask(), table) == targets(tmp_path, SurvivalTask())
+
+
+@pytest.mark.parametrize(
     ("task", "old", "new", "message"),
     [
         (SurvivalTask(), "12.5,1", "12.5,2", r"cohort.csv, line 2, column 'event': expected 0 or 1 .* '2' for"),
