@@ -31,7 +31,6 @@ _VITAL_STATUS = {"alive": 0.0, "living": 0.0, "0:living": 0.0, "dead": 1.0, "dec
 """As the tables of the GDC and of cBioPortal have it."""
 
 
-
 class SlideTarget(NamedTuple):
     """What a slide is trained for.
 
