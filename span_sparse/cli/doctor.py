@@ -39,6 +39,7 @@ NEEDED: Final = {
     "google-crc32c": "the feature store",
     "h5py": "importing and exporting feature files",
     "shapely": "tissue outlines and annotations",
+    "jinja2": "reports",
     "openslide-python": "reading slides",
     "openslide-bin": "reading slides",
     "lightning": "training",

@@ -34,10 +34,10 @@ def test_fit_from_a_yaml_to_tested_predictions(command, fit_yaml, tiny_cohort, t
     assert command(name, "fit", "--config", fit_yaml) == 0
     run = tmp_path / "run"
     assert files(run) == {
-        "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "confusion.png", "confusion.svg",
-        "environment.json", "history.csv", "logs/version_0/hparams.yaml", "logs/version_0/metrics.csv", "metrics.json",
-        "predictions.csv", "roc.png", "roc.svg", "run.json", "tensorboard/version_0/events.out.tfevents",
-        "tensorboard/version_0/hparams.yaml",
+        "calibration.png", "calibration.svg", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml",
+        "confusion.png", "confusion.svg", "environment.json", "history.csv", "logs/version_0/hparams.yaml",
+        "logs/version_0/metrics.csv", "metrics.json", "predictions.csv", "reliability.csv", "roc.png", "roc.svg",
+        "run.json", "tensorboard/version_0/events.out.tfevents", "tensorboard/version_0/hparams.yaml",
     }  # fmt: skip
     shown = capsys.readouterr().out
     metrics = json.loads((run / "metrics.json").read_text())

@@ -17,7 +17,9 @@ def heatmaps(make_heatmaps):
 
 def test_it_serves_until_it_is_interrupted(heatmaps):
     words = [sys.executable, "-m", "span_sparse", "view", "--heatmaps", str(heatmaps)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # a shell that runs the tests in the background has them ignore Ctrl+C, and what they start inherits that
+    with subprocess.Popen(words, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         assert process.stdout.readline().startswith("1 slides. Open this address")
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:")
@@ -28,7 +30,10 @@ def test_it_serves_until_it_is_interrupted(heatmaps):
         refused.value.close()
         assert refused.value.code == 404
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=20)
+        try:
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, output, errors) == (0, "ended\n", "")
 
 

@@ -17,6 +17,8 @@ REQUIRED = "SPAN_REQUIRE_SLURM"
 """Environment variable: where it is set, a missing scheduler fails these tests instead of skipping them."""
 
 PATIENCE_S = 280.0
+HELD_S = 15.0
+"""`Waiting up to 12 seconds for job step to finish`, says srun of a job that comes back."""
 
 
 def run(*words: object) -> str:
@@ -39,19 +41,26 @@ class Job:
         return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
     def wait(self, done: Callable[[], bool] | None = None) -> str:
-        """Until it ended or `done`; its state. A job that came back is held for two minutes; not here."""
+        """Until it ended or `done`; its state.
+
+        A job that came back is held for two minutes; here for seconds, but not less: the end of its first start, which
+        SLURM may hear of late, would be taken for the end of the second one.
+        """
         end = time.monotonic() + PATIENCE_S
+        held_since = None
         while time.monotonic() < end:
             values = self.values()
             if done is not None and done():
                 return values["JobState"]
             if values["JobState"] == "PENDING" and values["Reason"] == "BeginTime":
-                subprocess.run(["scontrol", "update", f"JobId={self.number}", "StartTime=now"], check=False)
+                held_since = held_since or time.monotonic()
+                if time.monotonic() - held_since > HELD_S:
+                    subprocess.run(["scontrol", "update", f"JobId={self.number}", "StartTime=now"], check=False)
+                    held_since = None
             elif done is None and values["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"):
-                time.sleep(2.0)  # on its way back a job is seen in other states for a moment
+                time.sleep(1.0)  # signalled or on its way back a job is seen in other states for a moment
                 if self.values()["JobState"] == values["JobState"]:
                     return values["JobState"]
-                print(f"job {self.number} was {values['JobState']} for a moment, now {self.values()['JobState']}")
             time.sleep(0.3)
         raise AssertionError(f"job {self.number} takes too long: {self.values()}\n{self.text()}")
 
