@@ -131,6 +131,11 @@ class SlideDataModule(lightning.LightningDataModule):
         cohort, store = read_cohort(self.cohort_path), self._store()
         cohort.check_no_leakage(self.split_column)
         split_of = cohort.splits(self.split_column)
+        if idle := len(cohort.slide_ids) - len(split_of):
+            rank_zero_info(
+                f"note: {self.cohort_path}: {idle} of {len(cohort.slide_ids)} slides have no value in column "
+                f"{self.split_column!r} and take no part"
+            )
         task, target_of = read_targets(self.wanted_task, cohort, split_of, self.split_column)
         missing = [slide for slide in split_of if not store.has(slide)]
         if missing:

@@ -214,6 +214,20 @@ def test_a_setting_that_a_class_refuses_is_its_own_message(command, fit_yaml, ca
     assert lines[0].startswith(f"error: {message}")
 
 
+def test_a_store_and_a_fold_that_are_not_there(command, fit_yaml, tiny_cohort, capsys) -> None:
+    for words, message in (
+        (
+            ("--data.init_args.store", "absent.zarr"),
+            "there is no store at absent.zarr: no such folder; name the folder",
+        ),
+        (("--data.init_args.split", "fold_7"), f"{tiny_cohort.csv}: there is no column 'fold_7'; it has slide_id, "),
+    ):
+        assert command("lightning", "fit", "--config", fit_yaml, *words) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"error: {message}")
+
+
 def test_a_network_is_the_one_that_is_named(command, fit_yaml, capsys) -> None:
     """Two networks have the same settings; jsonargparse would build the first one of the union."""
     for network in ("MeanPoolingConfig", "AttentionPoolingConfig", "SpanMilConfig"):
