@@ -7,11 +7,13 @@ instructions, in each process at another one, so a checkpoint written there is o
 for the other processes.
 
 The first seconds of a training are spent importing torch, and a signal may come then: this module imports nothing of
-weight, so that `noted()` can be entered before.
+weight, so that `noted()` can be entered before. The last second is spent ending Python; a job that is killed in it has
+failed although everything is done, so stop signals are ignored then.
 """
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 from collections.abc import Iterator
@@ -40,12 +42,19 @@ def noted() -> Iterator[None]:
         yield
         return
     _requested = 0
+    atexit.unregister(_ignore)
+    atexit.register(_ignore)
     before = {number: signal.signal(number, _note) for number in STOP_SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _ignore() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _note(number: int, _: FrameType | None) -> None:

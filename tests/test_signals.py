@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -74,9 +76,6 @@ def test_a_signal_while_blocked_is_delivered_afterwards() -> None:
 
 def test_the_note_is_taken_before_anything_slow_is_imported() -> None:
     """`span fit` answers a signal also while it imports torch."""
-    import subprocess
-    import sys
-
     code = (
         "import importlib, os, signal, sys\n"
         "sys.argv = ['span', 'fit', '--help']\n"
@@ -93,3 +92,19 @@ def test_the_note_is_taken_before_anything_slow_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (7, f"span_sparse.cli.fit {int(signal.SIGUSR1)}\n"), done.stderr
+
+
+def test_a_process_that_is_done_is_not_killed_while_it_ends() -> None:
+    script = (
+        "import atexit, sys, time\n"
+        "from span_sparse.signals import noted\n"
+        "atexit.register(lambda: (print('ending', flush=True), time.sleep(1.0), print('ended', flush=True)))\n"
+        "with noted():\n    pass\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ending\n"
+        for number in signals.STOP_SIGNALS:
+            process.send_signal(number)
+        assert process.stdout.read() == "ended\n"
+    assert process.returncode == 0

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Final
 
 _TIMEOUT_S: Final = 60
+_RUNNING: Final = ("RUNNING", "SIGNALING")
+"""The second one is shown instead of the first while SLURM hands out a signal, such as the one before the time limit."""
 
 
 def slurm_job(environment: Mapping[str, str]) -> str | None:
@@ -35,7 +37,7 @@ def requeue(environment: Mapping[str, str]) -> str:
         values = dict(word.split("=", 1) for word in shown.split() if "=" in word)
         if values["BatchFlag"] != "1":
             return "it was not submitted with sbatch"
-        if values["JobState"] == "RUNNING":
+        if values["JobState"] in _RUNNING:
             _scontrol("requeue", job)
         elif int(values["Restarts"]) <= int(environment.get("SLURM_RESTART_COUNT", "0")):
             return "SLURM has ended it, because somebody cancelled it or its time is over"

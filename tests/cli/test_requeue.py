@@ -29,8 +29,10 @@ def scontrol(tmp_path, monkeypatch):
     return make
 
 
-def test_a_running_job_is_asked_to_come_back(scontrol) -> None:
-    asked = scontrol(JobState="RUNNING", BatchFlag="1", Restarts="0")
+@pytest.mark.parametrize("state", ["RUNNING", "SIGNALING"])
+def test_a_running_job_is_asked_to_come_back(scontrol, state) -> None:
+    """SLURM shows the second state while it hands out the signal before the time limit."""
+    asked = scontrol(JobState=state, BatchFlag="1", Restarts="0")
     assert requeue(JOB) == ""
     assert asked.read_text().splitlines() == ["show job --oneliner 12", "requeue 12"]
 

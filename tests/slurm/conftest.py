@@ -17,8 +17,7 @@ REQUIRED = "SPAN_REQUIRE_SLURM"
 """Environment variable: where it is set, a missing scheduler fails these tests instead of skipping them."""
 
 PATIENCE_S = 280.0
-HELD_S = 15.0
-"""`Waiting up to 12 seconds for job step to finish`, says srun of a job that comes back."""
+HELD_S = 5.0
 
 
 def run(*words: object) -> str:
