@@ -13,7 +13,7 @@ from typing import Final
 
 _TIMEOUT_S: Final = 60
 _RUNNING: Final = ("RUNNING", "SIGNALING")
-"""The second one is shown instead of the first while SLURM hands out a signal, such as the one before the time limit."""
+"""The second one is shown while SLURM hands out a signal, such as the one before the time limit."""
 
 
 def slurm_job(environment: Mapping[str, str]) -> str | None:
