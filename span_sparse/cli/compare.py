@@ -53,7 +53,9 @@ def run(args: Namespace) -> int:
     tables = read_compared(paths, args.split)
     results = compare(tables, resamples=args.resamples, seed=args.seed)
     cases = int(tables.frames[0]["case_id"].nunique())
-    print(f"split {tables.split}: {len(tables.frames[0])} labelled slides of {cases} cases, {args.resamples} drawings")
+    num_drawings = results[0].num_drawings
+    drawn = f", {num_drawings} drawings" if num_drawings else ""
+    print(f"split {tables.split}: {len(tables.frames[0])} labelled slides of {cases} cases{drawn}")
     for result in results:
         _print(result)
     if args.output is not None:
@@ -62,7 +64,7 @@ def run(args: Namespace) -> int:
             "task": tables.kind,
             "num_slides": len(tables.frames[0]),
             "num_cases": cases,
-            "bootstrap": {"unit": "case_id", "resamples": args.resamples, "seed": args.seed, "level": 0.95},
+            "bootstrap": {"unit": "case_id", "resamples": num_drawings, "seed": args.seed, "level": 0.95},
             "comparisons": [result.as_dict() for result in results],
         }
         text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
@@ -87,7 +89,8 @@ def _print(result: Comparison) -> None:
     if result.delong is not None:
         one = result.delong
         spread = 1.959964 * one["standard_error"]
-        between = f"{one['difference'] - spread:+.3f} to {one['difference'] + spread:+.3f}"
+        low, high = max(one["difference"] - spread, -1.0), min(one["difference"] + spread, 1.0)
+        between = f"{low:+.3f} to {high:+.3f}"
         values = (_text(one["auc_first"]), _text(one["auc_second"]), _text(one["difference"], "+.3f"))
         table.add_row(f"AUC, DeLong (by {one['unit']})", *values, between, _p(one["p"]))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)

@@ -9,7 +9,8 @@
    added (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.4): never 0, at least
    2 / (drawings + 1).
 4. For the AUC of two classes also the test of DeLong, which takes rows for independent: with several slides of a case
-   it is done on the mean probability of each case.
+   it is done on the mean probability of each case. Its variance is one of many cases: with so few that they give no
+   interval by drawing either, it is not done.
 
 Figures that describe one model alone (at its own decision threshold) are not compared.
 """
@@ -59,7 +60,9 @@ class Comparison:
         second: file of the other.
         figures: by name `first, second, difference` (second minus first), `difference_ci` and `p`, None where they
             cannot be computed.
-        delong: `auc_first, auc_second, difference, standard_error, z, p, unit, num_cases` for two classes, else None.
+        delong: `auc_first, auc_second, difference, standard_error, z, p, unit, num_cases` for two classes with enough
+            cases (`bootstrap.why_not`), else None.
+        num_drawings: of cases, behind the intervals and p of `figures`; 0 where none were made.
         notes: what was left out and why, or what to mind.
     """
 
@@ -67,6 +70,7 @@ class Comparison:
     second: str
     figures: dict[str, dict[str, Any]]
     delong: dict[str, Any] | None
+    num_drawings: int
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,6 +80,7 @@ class Comparison:
             "second": self.second,
             "figures": self.figures,
             "delong": self.delong,
+            "num_drawings": self.num_drawings,
             "notes": list(self.notes),
         }
 
@@ -154,7 +159,8 @@ def compare(
             figures[name] = _difference(*pair, _minus(drawings, number, name), level)
         delong, remarks = _delong(tables.frames[0], tables.frames[number], tables.kind)
         first, second = str(tables.paths[0]), str(tables.paths[number])
-        found.append(Comparison(first, second, figures, delong, (*notes, *remarks)))
+        num_drawings = resamples if reason is None else 0
+        found.append(Comparison(first, second, figures, delong, num_drawings, (*notes, *remarks)))
     return found
 
 
@@ -247,8 +253,11 @@ def _delong(first: pd.DataFrame, second: pd.DataFrame, kind: str) -> tuple[dict[
     notes = ("DeLong takes rows for independent: done on the mean probability of each case",) if several else ()
     if not np.isin(positive, (0.0, 1.0)).all():
         return None, ("no DeLong test: slides of a case have different labels, and it takes rows for independent",)
-    if min((positive == 1).sum(), (positive == 0).sum()) < 2:
-        return None, ("no DeLong test: fewer than two cases of a class",)
+    if len(np.unique(positive)) < 2:
+        return None, ("no DeLong test: cases of one class only",)
+    reason = bootstrap.why_not(positive.astype(np.int64), np.arange(len(positive)))
+    if reason is not None:
+        return None, (f"no DeLong test: {reason}",)
     test = delong_test(positive == 1, *scores)
     z = None if test.z != test.z else test.z
     return {

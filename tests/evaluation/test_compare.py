@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -151,3 +152,37 @@ def test_the_command(command, tmp_path, capsys) -> None:
     assert (tmp_path / "out" / "comparison.json").is_file()
     assert command("span", "compare", tmp_path / "a") == 1
     assert "needs two tables" in capsys.readouterr().err
+
+
+def test_too_few_cases_give_no_delong_and_no_drawings(command, compared, tmp_path, capsys) -> None:
+    (result,) = compared(*models(6), resamples=50)
+    assert (result.delong, result.num_drawings) == (None, 0)
+    assert "no DeLong test: 6 cases; an interval needs at least 10" in result.notes
+    positive = np.arange(12) < 2
+    rare = classified(np.arange(12) / 3, positive, np.arange(12))
+    (result,) = compared(rare, rare, resamples=50)
+    assert "no DeLong test: a class with 2 cases; an interval needs at least 3 of every class" in result.notes
+    (result,) = compared(*[classified(np.arange(12), np.ones(12, bool), np.arange(12))] * 2, resamples=50)
+    assert result.delong is None
+    for name, frame in zip("ab", models(6), strict=True):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    words = [tmp_path / "a.csv", tmp_path / "b.csv", "--output", tmp_path / "out"]
+    assert command("span", "compare", *words) == 0
+    shown = capsys.readouterr().out
+    assert "drawings" not in shown.splitlines()[0]
+    assert "AUC, DeLong" not in shown
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert (content["bootstrap"]["resamples"], content["comparisons"][0]["num_drawings"]) == (0, 0)
+
+
+def test_the_interval_of_delong_ends_at_one(command, tmp_path, capsys) -> None:
+    positive = np.arange(10) < 3
+    good = np.where(positive, 3.0, -3.0) + np.arange(10) / 100
+    bad = np.where(positive, -1.0, 1.0) * (np.arange(10) != 0) + np.arange(10) / 100 + 3.0 * (np.arange(10) == 0)
+    for name, scores in (("a", good), ("b", bad)):
+        classified(scores, positive, np.arange(10)).to_csv(tmp_path / f"{name}.csv", index=False)
+    assert command("span", "compare", tmp_path / "a.csv", tmp_path / "b.csv", "--resamples", 50) == 0
+    shown = capsys.readouterr().out
+    assert "10 cases, 50 drawings" in shown
+    (row,) = [line for line in shown.splitlines() if "AUC, DeLong" in line]
+    assert "-1.000 to " in row
