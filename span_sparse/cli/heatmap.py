@@ -9,6 +9,7 @@ is complete, from the same checkpoint, slide and settings, is left as it is. A s
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,12 +71,16 @@ def run(args: Namespace) -> int:
             raise ConfigError(f"--{name} {args[name]}: expected at least 1")
     if args.slides is not None and not args.slides.is_dir():
         raise SlideError(f"{args.slides}: no such folder of slides; leave --slides out for pictures on white")
+    _check_output(args.output)
     model = load_model(args.checkpoint)
     if args.faithfulness and model.task.kind == "segmentation":
         raise ConfigError("--faithfulness: a segmenter answers for each patch, there is no answer of the slide")
     model = model.to(device_of(args.device))
     store = FeatureStore(args.store)
     cohort, items = chosen_slides(args, store, model)
+    present = [item.slide_id for item in items if store.has(item.slide_id)]
+    if present:
+        model.task.check_features(*store.common_identity(present), where=str(store.path))
     job = HeatmapJob(model, args.checkpoint, store, args.output, cohort, args.slides, args.score, args.overwrite)
     console = Console(stderr=True, highlight=False)
     if args.slides is None:
@@ -95,6 +100,17 @@ def run(args: Namespace) -> int:
         f"({work.num_resumed} were there already); index: {args.output / INDEX_FILE}"
     )
     return int(bool(failed))
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse what cannot be written before hours of work; makes nothing, so that a refused run leaves nothing."""
+    from span_sparse.errors import ConfigError
+
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise ConfigError(f"--output {folder}: {there} is not a folder; choose another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output {folder}: no right to write in {there}; choose another folder")
 
 
 class _Work:

@@ -220,6 +220,49 @@ def test_odd_ids_have_folders(heatmap, tiny_cohort, tmp_path) -> None:
     assert folder == index_of(tmp_path).loc[0, "folder"] == "%2E" + quote("../a b/ü", safe="")[1:]
 
 
+@pytest.mark.parametrize("words", [[], ["--one-scale"], ["--limit", 3]])
+def test_features_of_another_encoder_are_refused_once_and_nothing_is_written(
+    heatmap, tiny_cohort, tmp_path, words, capsys
+) -> None:
+    model = classifier(tiny_cohort.store)
+    encoder, lattice = FeatureStore(tiny_cohort.store).common_identity()
+    other = ClassificationTask(class_names=("a", "b")).on(dataclasses.replace(encoder, name="another"), lattice)
+    model.hparams["task"] = other.as_dict()
+    checkpoint = write_checkpoint(tmp_path / "other.ckpt", model)
+    assert heatmap(*words, checkpoint=checkpoint) == 1
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).count("do not match the checkpoint") == 1
+    assert "encoder name: 'another'" in shown.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_slides_of_two_encoders_are_refused(heatmap, tiny_cohort, tmp_path, capsys) -> None:
+    store = FeatureStore(tiny_cohort.store)
+    record = store.read("s00")
+    encoder = dataclasses.replace(record.encoder, name="another")
+    store.write(dataclasses.replace(record, slide_id="x", encoder=encoder))
+    assert heatmap() == 1
+    assert "keep one store per encoder and lattice" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_an_output_that_cannot_be_made_is_refused_before_the_work(
+    heatmap, tmp_path, below, capsys, monkeypatch
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("the checkpoint was read")
+
+    monkeypatch.setattr("span_sparse.training.checkpoint.load_model", work)
+    (tmp_path / "file").write_text("")
+    assert heatmap("--output", tmp_path / "file" / below) == 1
+    assert f"{tmp_path / 'file'} is not a folder" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # the tests may run as root
+    assert heatmap("--output", tmp_path / "new" / below) == 1
+    assert f"no right to write in {tmp_path};" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
