@@ -21,7 +21,7 @@ from span_sparse.evaluation import PredictionTable
 from span_sparse.evaluation.figures import STYLE
 from span_sparse.evaluation.predictions import PROBABILITY_PREFIX, Y_PRED, Y_TRUE
 
-PICTURE_EDGE_PX: Final = 640
+PICTURE_EDGE_PX: Final = 1000
 MAX_SOURCE_PX: Final = 80_000_000
 """Pixels of a picture that is opened at all; a small file can claim to be terabytes."""
 

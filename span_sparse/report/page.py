@@ -108,6 +108,7 @@ def render_report(
         facts=run_facts(about if isinstance(about, Mapping) else {}, run or {}, environment or {}),
         sections=[split_section(evaluation, split, number) for number, split in enumerate(evaluation.splits)],
         worst=worst,
+        none_is_wrong=evaluation.kind == "classification" and not _any_wrong(slides, worst),
         slides=slides,
         error_word=ERROR_WORDS[evaluation.kind],
         remarks=[*remarks, *(heatmaps.remarks if heatmaps else ())],
@@ -155,6 +156,11 @@ def _slides(
     return [made[row] for row in order], [made[row] for row in chosen], remarks
 
 
+def _any_wrong(slides: list[SlideRow], worst: list[SlideRow]) -> bool:
+    """Whether a class of the split that is shown was predicted wrongly, be it on a slide that is not shown."""
+    return any(slide.is_wrong for slide in slides if worst and slide.split == worst[0].split)
+
+
 def _addresses(slide_ids: list[str], heatmaps: HeatmapFolder | None) -> tuple[dict[str, str], list[str]]:
     """Heatmaps of slides as addresses, until the limit is reached; remarks on those that are not there."""
     if heatmaps is None:
@@ -166,8 +172,8 @@ def _addresses(slide_ids: list[str], heatmaps: HeatmapFolder | None) -> tuple[di
         address = picture_address(heatmap.picture) if heatmap else None
         if address is None:
             missing += 1
-        elif num_bytes + len(address) > MAX_PICTURE_BYTES:
-            left_out += 1
+        elif left_out or num_bytes + len(address) > MAX_PICTURE_BYTES:
+            left_out += 1  # also of all that follow: a small picture of a less wrong slide must not take its place
         else:
             found[slide_id] = address
             num_bytes += len(address)

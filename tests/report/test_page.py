@@ -47,6 +47,12 @@ def classified(tmp_path_factory, _tables):
 
 
 @pytest.fixture
+def without_curves(monkeypatch):
+    """Drawing them takes most of the time of a page."""
+    monkeypatch.setattr("span_sparse.report.sections._pictures", lambda *_: [])
+
+
+@pytest.fixture
 def evaluate(tmp_path, tables):
     """Writes the evaluation of a task; returns it as read."""
 
@@ -196,6 +202,54 @@ def test_the_most_wrong_come_first(classified):
     expected = frame["slide_id"].to_numpy()[np.argsort(right, kind="stable")][:3].tolist()
     cards = re.findall(r'<article id="worst-\d+">.*?</article>', page, re.DOTALL)
     assert [re.search(r"</a> (.*?)</h3>", card).group(1) for card in cards] == expected
+
+
+@pytest.mark.usefixtures("without_curves")
+@pytest.mark.parametrize("any_wrong", [False, True])
+def test_a_page_without_errors_says_so(classified, evaluate, tables, any_wrong):
+    sentence = "No slide of this split is classified wrongly; these are the least sure."
+    assert sentence not in classified[1]
+    frame = tables["classification"].copy()
+    frame["y_true"] = np.where(frame["prob_tumour"] > 0.5, "tumour", "benign")
+    frame["y_pred"] = frame["y_true"]
+    if any_wrong:  # yet surer of its true class than the one slide that is shown
+        tests = frame.index[frame["split"] == "test"]
+        frame.loc[tests, ["prob_benign", "prob_tumour"]] = (0.6, 0.4)
+        frame.loc[tests, ["y_true", "y_pred"]] = "benign"
+        frame.loc[tests[0], ["prob_benign", "prob_tumour"]] = (0.51, 0.49)
+        frame.loc[tests[1], "y_pred"] = "tumour"
+    assert (sentence in render_report(evaluate(frame=frame, resamples=0), num_pictures=1)) != any_wrong
+
+
+def test_cards_are_as_high_as_what_is_in_them(classified):
+    style = re.search("<style>(.*?)</style>", classified[1], re.DOTALL).group(1)
+    (cards,) = re.findall(r"^\.cards {(.*?)}", style, re.MULTILINE)
+    assert "align-items: start" in cards
+    assert "repeat(2, minmax(0, 1fr))" in cards
+    (picture,) = re.findall(r"^article img {(.*?)}", style, re.MULTILINE)
+    assert "width: 100%; height: auto" in picture
+    assert re.search(r"@media \(max-width: 900px\) {\s*\.cards { grid-template-columns: minmax\(0, 1fr\)", style)
+
+
+@pytest.mark.usefixtures("without_curves")
+def test_some_heatmaps_change_neither_the_order_nor_the_choice(classified, make_heatmaps, monkeypatch):
+    evaluation, page = classified
+    worst = re.findall(r'<article id="worst-\d+">.*?</a> (.*?)</h3>', page, re.DOTALL)
+    heatmaps = read_heatmap_folder(make_heatmaps({slide: {"attention": [1.0]} for slide in evaluation.frame.slide_id}))
+    for number, slide in enumerate(worst[1:]):
+        edge = (400, 40)[number]
+        noise = np.random.default_rng(0).integers(0, 255, (edge, edge, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(heatmaps.slides[slide].picture)
+
+    def shown():
+        text = render_report(evaluation, heatmaps, num_pictures=3)
+        cards = re.findall(r'<article id="worst-\d+">.*?</article>', text, re.DOTALL)
+        assert [re.search(r"</a> (.*?)</h3>", card).group(1) for card in cards] == worst
+        return ["<img" in card for card in cards]
+
+    assert shown() == [False, True, True]
+    monkeypatch.setattr("span_sparse.report.page.MAX_PICTURE_BYTES", 20_000)
+    assert shown() == [False, False, False]  # the small one of the less wrong slide would have fitted
 
 
 def test_pictures_that_cannot_be_shown_are_left_out(tmp_path):
