@@ -13,6 +13,7 @@ soon as another label is missing.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -205,7 +206,12 @@ class CohortTable:
 
     def _require_column(self, column: str) -> None:
         if column not in self.frame:
-            raise CohortError(f"{self.path}: there is no column {column!r}; it has {', '.join(self.frame.columns)}")
+            unknown = bool(self.frame[MPP].isna().to_numpy().all())  # the column is added to every table
+            found = [name for name in self.frame.columns if name != MPP or not unknown]
+            close = difflib.get_close_matches(column.lower(), [name.lower() for name in found], n=1)
+            meant = [name for name in found if name.lower() in close]
+            hint = f"; did you mean {meant[0]!r}?" if meant else ""
+            raise CohortError(f"{self.path}: there is no column {column!r}; it has {', '.join(found)}{hint}")
 
     def _by_stem(self, slide_id: str, slides_dir: Path) -> Path:
         """The one file with this stem; a slide beside its annotations wins, a folder (DICOM) is the last resort."""

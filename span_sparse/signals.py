@@ -14,6 +14,7 @@ failed although everything is done, so stop signals are ignored then.
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -35,8 +36,12 @@ def requested() -> int:
 
 
 @contextmanager
-def noted() -> Iterator[None]:
-    """Stop signals are noted instead of ending the process; within itself and in other threads it changes nothing."""
+def noted(*, with_interrupt: bool = False) -> Iterator[None]:
+    """Stop signals are noted instead of ending the process; within itself and in other threads it changes nothing.
+
+    Args:
+        with_interrupt: the first Ctrl-C is noted too; a second one interrupts as usual.
+    """
     global _requested
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _note:
         yield
@@ -45,6 +50,8 @@ def noted() -> Iterator[None]:
     atexit.unregister(_ignore)
     atexit.register(_ignore)
     before = {number: signal.signal(number, _note) for number in STOP_SIGNALS}
+    if with_interrupt and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _note_interrupt)
     try:
         yield
     finally:
@@ -55,6 +62,13 @@ def noted() -> Iterator[None]:
 def _ignore() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _note_interrupt(number: int, _: FrameType | None) -> None:
+    global _requested
+    _requested = number
+    signal.signal(number, signal.default_int_handler)
+    os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
 
 def _note(number: int, _: FrameType | None) -> None:

@@ -30,7 +30,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from span_sparse.cli.option_errors import explain
 from span_sparse.cli.requeue import requeue, slurm_job
-from span_sparse.cli.run_files import HISTORY_FILE, METRICS_FILE, RUN_FILE, read_history
+from span_sparse.cli.run_files import HISTORY_FILE, read_history
 from span_sparse.cli.run_folder import summary
 from span_sparse.cli.run_record import RunRecorder, default_loggers
 from span_sparse.cli.run_summary import overfitting
@@ -116,7 +116,7 @@ class SpanCLI(LightningCLI):
                 self._print(note)
 
     def before_fit(self) -> None:
-        """Says what is about to happen on which device, and removes the results of the run that is replaced."""
+        """Says what is about to happen on which device."""
         run_dir = Path(self.trainer.default_root_dir)
         devices = (
             f"{self.trainer.num_devices} × {self.trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}"
@@ -125,10 +125,6 @@ class SpanCLI(LightningCLI):
         earlier = (run_dir / "config.yaml").exists()
         what = f", continuing from {resumed}" if resumed else ", replacing the earlier run there" if earlier else ""
         self._print(f"training on {devices}; run folder {run_dir}{what}")
-        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            (run_dir / METRICS_FILE).unlink(missing_ok=True)  # its presence says that a run is complete
-            if not resumed:
-                (run_dir / RUN_FILE).unlink(missing_ok=True)
 
     def after_fit(self) -> None:
         """Tests the best checkpoint on the test split, if there is one."""
@@ -180,19 +176,29 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _quieten(verb: str) -> None:
-    """Silences four lines of lightning 2.6 that a user can do nothing about.
+    """Silences lines of lightning 2.6 that a user can do nothing about, or that say something else than they seem to.
 
     A deprecation inside Lightning's own use of torch's pytree (torch 2.13); an advice to install litlogger, which would
     bring lightning-sdk, whose script takes the name `lightning` away from this package; that the folder of the
     checkpoints is not empty, which `before_fit` says better; and, when nothing is trained, that checkpoints would now
-    be written to another folder than that of the checkpoint at hand.
+    be written to another folder than that of the checkpoint at hand. That `weights_only` was not set, which is about
+    what a checkpoint being written holds, not about how one is loaded. Outside of a job, that there is an `srun`. That
+    an epoch has fewer steps than lie between two rows of the step log; `history.csv` has every epoch.
     """
+    warnings.filterwarnings(
+        "ignore", "The number of training batches .* is smaller than the logging interval", UserWarning
+    )
+    if slurm_job(os.environ) is None:
+        warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used", UserWarning)
     if verb != "fit":
         warnings.filterwarnings("ignore", "The dirpath has changed from", UserWarning)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty", UserWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
+    )
+    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
+        lambda record: "`weights_only` was not set" not in record.getMessage()
     )
 
 

@@ -111,7 +111,8 @@ def _lightning(arguments: Sequence[str]) -> int:
 
 def _training(arguments: Sequence[str]) -> int:
     """Hand a verb and its options to LightningCLI."""
-    with noted() if arguments[0] == "fit" else nullcontext():  # the import takes seconds, and a signal may come then
+    # entered before the import, which takes seconds: a signal may come then
+    with noted(with_interrupt=True) if arguments[0] == "fit" else nullcontext():
         fit = importlib.import_module("span_sparse.cli.fit")
         return int(fit.main(list(arguments)) or 0)
 
@@ -173,6 +174,8 @@ def _guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) 
     except (SpanError, OSError) as error:
         if debug:
             traceback.print_exc()
-        message = str(error) if isinstance(error, SpanError) else f"{type(error).__name__}: {error}"
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.filename}: {error.strerror}; check the path and its permissions"
         print(f"error: {message}", file=sys.stderr)
         return EXIT_ERROR

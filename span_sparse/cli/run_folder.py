@@ -24,10 +24,11 @@ class SaveResolvedConfig(SaveConfigCallback):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Writes nothing yet: a run that is refused must not replace what an earlier one has left."""
+
     def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Writes `config.yaml` when fitting; called on the first process only."""
-        if stage != "fit":
-            return
+        """Writes `config.yaml`; for the first process."""
         run_dir = Path(trainer.default_root_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, str(run_dir / CONFIG_FILE), skip_unset=False, overwrite=True, multifile=False)

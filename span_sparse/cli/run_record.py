@@ -29,7 +29,14 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from span_sparse.cli.provenance import command_line, data_identity, environment, git_revision
-from span_sparse.cli.run_files import ENVIRONMENT_FILE, HISTORY_FILE, RUN_FILE, read_history, read_json
+from span_sparse.cli.run_files import (
+    ENVIRONMENT_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    read_history,
+    read_json,
+)
 from span_sparse.cli.run_folder import SaveResolvedConfig
 from span_sparse.datasets.datamodule import SlideDataModule
 from span_sparse.errors import ConfigError
@@ -73,20 +80,21 @@ class RunRecorder(SaveResolvedConfig):
         return next((one for one in callbacks if isinstance(one, RunRecorder)), None)
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Refuses a choice of weights by anything but validation, then writes `config.yaml`."""
+        """Refuses a choice of weights by anything but validation."""
         for callback in _choosers(trainer):
             if str(callback.monitor).startswith(("train_", "test_")):
                 raise ConfigError(
                     f"{type(callback).__name__} monitors {callback.monitor!r}; weights are chosen on the validation "
                     "side alone, monitor a figure that starts with val_, for example val_loss"
                 )
-        super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Writes `environment.json` and `run.json`."""
+        """Data, network and checkpoint are accepted: writes the run's first files, removes an earlier run's results."""
         if not trainer.is_global_zero:
             return
         run_dir = Path(trainer.default_root_dir)
+        (run_dir / METRICS_FILE).unlink(missing_ok=True)  # its presence says that a run is complete
+        self.save_config(trainer, pl_module, "fit")
         resumed = trainer.ckpt_path is not None
         earlier = read_json(run_dir / RUN_FILE) if resumed else {}
         self._history = read_history(run_dir / HISTORY_FILE) if resumed else []

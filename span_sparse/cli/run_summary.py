@@ -134,7 +134,7 @@ def read_run(path: Path) -> RunSummary:
 def overfitting(history: Iterable[Mapping[str, str]]) -> str | None:
     """A sentence about a run that went on learning its training slides by heart, or None.
 
-    Said when the validation loss of the last epoch is a fifth above that of the best one, while the training loss fell.
+    Said when the validation loss ends a fifth, and 0.02, above its best epoch, while the training loss fell.
 
     Args:
         history: rows of `history.csv`.
@@ -147,12 +147,12 @@ def overfitting(history: Iterable[Mapping[str, str]]) -> str | None:
     if not losses:
         return None
     best, last = min(losses, key=lambda row: row[2]), losses[-1]
-    if last[2] - best[2] <= 0.2 * abs(best[2]) or last[1] >= best[1]:
+    if last[2] - best[2] <= max(0.2 * abs(best[2]), 0.02) or last[1] >= best[1]:
         return None
     return (
         f"overfitting: val_loss rose from {best[2]:.3g} (epoch {best[0]}) to {last[2]:.3g} (epoch {last[0]}) while "
-        f"train_loss fell from {best[1]:.3g} to {last[1]:.3g}. Keep the best epoch (ModelCheckpoint, EarlyStopping); "
-        "more dropout, weight_decay or augmentation, or a smaller network, may help"
+        f"train_loss fell from {best[1]:.3g} to {last[1]:.3g}. More dropout, weight_decay or augmentation, or a "
+        "smaller network, may help; a ModelCheckpoint that monitors val_loss keeps the best epoch"
     )
 
 

@@ -214,6 +214,22 @@ def test_a_setting_that_a_class_refuses_is_its_own_message(command, fit_yaml, ca
     assert lines[0].startswith(f"error: {message}")
 
 
+def test_a_fit_that_is_refused_leaves_an_earlier_run_as_it_is(command, fit_yaml, tiny_cohort, tmp_path) -> None:
+    def content() -> dict[str, bytes]:
+        kept = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and "tfevents" not in path.name]
+        return {str(path): path.read_bytes() for path in kept}
+
+    assert command("lightning", "fit", "--config", fit_yaml) == 0
+    before = content()
+    head_channels = ("--model.init_args.network.init_args.head_channels", 7)
+    assert command("lightning", "fit", "--config", fit_yaml, *head_channels) == 1
+    monitor = ("--trainer.callbacks.monitor", "test_loss")
+    assert command("lightning", "fit", "--config", fit_yaml, *monitor) in (1, 2)
+    tiny_cohort.change(case_id="p00")  # one patient on all sides
+    assert command("lightning", "fit", "--config", fit_yaml) == 1
+    assert content() == before
+
+
 def test_a_store_and_a_fold_that_are_not_there(command, fit_yaml, tiny_cohort, capsys) -> None:
     for words, message in (
         (

@@ -102,7 +102,9 @@ def test_debugging_shows_the_stack_trace(monkeypatch, verb, capsys, arguments, v
 def test_the_operating_system_s_errors_are_one_line_too(monkeypatch, verb, capsys):
     verb(raising(PermissionError(13, "Permission denied", "out/metrics.json")))
     assert call(monkeypatch, main.span, "inspect", "a.svs") == 1
-    assert capsys.readouterr().err == "error: PermissionError: [Errno 13] Permission denied: 'out/metrics.json'\n"
+    assert capsys.readouterr().err == (
+        "error: out/metrics.json: Permission denied; check the path and its permissions\n"
+    )
 
 
 def test_errors_of_the_program_are_not_hidden(monkeypatch, verb):

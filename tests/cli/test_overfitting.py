@@ -54,6 +54,7 @@ def row(epoch: int, train: object, val: object) -> dict[str, str]:
         ([row(0, 0.7, 0.7), row(1, 0.5, 0.6)], False),  # still learning
         ([row(0, 0.7, 0.6), row(1, 0.5, 0.71)], False),  # a little worse
         ([row(0, 0.7, 0.6), row(1, 0.5, 0.73)], True),
+        ([row(0, 0.1, 0.002), row(1, 0.01, 0.006)], False),  # nothing to speak of
         ([row(0, 0.7, 0.6), row(1, 0.8, 1.5)], False),  # diverges: nothing was learned by heart
         ([row(0, 0.7, -1.0), row(1, 0.5, -0.7)], True),  # a loss below zero
         ([row(0, 0.7, 0.6), row(1, "", ""), row(2, 0.1, "nan")], False),

@@ -94,7 +94,7 @@ def test_weights_are_chosen_on_validation_alone(command, fit_yaml, tmp_path, cap
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_run_that_broke_says_so_and_is_forgotten_by_the_next(command, fit_yaml, tmp_path, monkeypatch) -> None:
+def test_a_run_that_broke_says_so_and_is_replaced_by_the_next(command, fit_yaml, tmp_path, monkeypatch) -> None:
     run = tmp_path / "run"
 
     def broken(*_) -> None:
@@ -115,7 +115,9 @@ def test_a_run_that_broke_says_so_and_is_forgotten_by_the_next(command, fit_yaml
         assert command("span", "fit", "--config", fit_yaml) != 0
     assert read(run)["status"] == "interrupted"
     assert command("span", "fit", "--config", fit_yaml, "--data.init_args.split", "absent") == 1
-    assert not (run / "run.json").exists()
+    assert read(run)["status"] == "interrupted"  # a run that is refused has replaced nothing
+    assert command("span", "fit", "--config", fit_yaml) == 0
+    assert read(run)["status"] == "finished"
 
 
 def test_the_revision_of_the_code(tmp_path) -> None:

@@ -65,6 +65,7 @@ def test_events_as_registries_write_them(tmp_path, alive, dead) -> None:
         (SurvivalTask(), "b,train,0,0", "b,train,,0", "line 3, column 'time': slide 'b' of split train has no value"),
         (SurvivalTask(), "b,train,0,0", "b,train,0,NA", "line 3, column 'event': slide 'b' of split train has no"),
         (SurvivalTask("months"), "", "", "there is no column 'months'; it has slide_id, case_id"),
+        (ClassificationTask("Grades"), "", "", "KRAS, grade; did you mean 'grade'"),
         (RegressionTask("age"), "43.5", "43,5", "line 3: expected 8 cells"),
         (RegressionTask("age"), "43.5", "4O", "line 3, column 'age': expected a number, found '4O' for slide 'b'"),
         (RegressionTask("age"), "d,val,1e2,FALSE,1,", "d,val,1e2,FALSE,,", "line 5, column 'age': slide 'd' of split"),

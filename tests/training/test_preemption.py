@@ -94,6 +94,16 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(train, tiny_cohort, tmp_p
     pd.testing.assert_frame_equal(history(tmp_path / "stopped"), history(tmp_path / "whole"))
 
 
+def test_ctrl_c_stops_a_training_as_other_signals_do(train, tmp_path, capsys) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
+    assert train("whole") == 0
+    assert train("stopped", signals={18 + 4: signal.SIGINT}) == 130
+    shown = capsys.readouterr().err
+    assert f"stopped by SIGINT after writing {tmp_path / 'stopped' / 'resume.ckpt'}. The same command goes on" in shown
+    assert train("stopped") == 0
+    assert same(*(tmp_path / run / "checkpoints" / "final.ckpt" for run in ("whole", "stopped")))
+
+
 @contextmanager
 def files_of_at_most(num_bytes: int) -> Iterator[None]:
     """As on a full disk, writing more than this into a file fails."""

@@ -202,6 +202,14 @@ def _size(
     return max(width, int(reach[0])), max(height, int(reach[1])), said_by
 
 
+_EXAMPLES: Final = {
+    "--encoder-name": "uni_v1",
+    "--encoder-revision": "1",
+    "--encoder-readout": "cls",
+    "--encoder-input": "224",
+}
+
+
 def _encoder(source: SourceSlide, request: Request, lattice: Lattice) -> tuple[EncoderIdentity, dict[str, str]]:
     settings = request.settings
     said = {
@@ -210,11 +218,11 @@ def _encoder(source: SourceSlide, request: Request, lattice: Lattice) -> tuple[E
         "readout": (settings.encoder_readout, None, "--encoder-readout"),
         "input_size_px": (settings.encoder_input_px, None, "--encoder-input"),
     }
-    missing = [option for given, stated, option in said.values() if given is None and not stated]
-    if missing:
+    if missing := [option for given, stated, option in said.values() if given is None and not stated]:
+        known = f", only that it is {source.encoder_name!r}" if source.encoder_name else ""
         raise ExchangeError(
-            f"the files do not say which encoder made the features; pass {', '.join(missing)}, for example "
-            "--encoder-name uni_v1 --encoder-revision 1 --encoder-readout cls --encoder-input 224"
+            f"the files do not say which encoder made the features{known}; pass {', '.join(missing)}, for example "
+            + " ".join(f"{option} {_EXAMPLES[option]}" for option in missing)
         )
     values = {name: stated if given is None else given for name, (given, stated, _) in said.items()}
     sources = {
