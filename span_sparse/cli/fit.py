@@ -207,7 +207,8 @@ def main(args: list[str]) -> int:
 
     Raises:
         SpanError: bad input.
-        SystemExit: told to stop; 0 if the SLURM job comes back, otherwise 138 for SIGUSR1 and 143 for SIGTERM.
+        SystemExit: told to stop; 0 if the SLURM job comes back, otherwise 138 for SIGUSR1, 143 for SIGTERM
+            and 130 for Ctrl-C.
     """
     enable_network_classes()
     with warnings.catch_warnings():
@@ -252,7 +253,7 @@ def _leave(interrupted: Interrupted) -> int:
     """Has the job come back, or says how to go on; the exit code."""
     if not interrupted.is_first_process:
         return 0
-    job = slurm_job(os.environ)
+    job = None if interrupted.signal == "SIGINT" else slurm_job(os.environ)  # Ctrl-C means: do not come back
     reason = "" if job is None else requeue(os.environ)
     stopped = f"stopped by {interrupted.signal} after writing {interrupted.checkpoint}"
     if job is not None and not reason:

@@ -67,7 +67,7 @@ class TorchmilNetwork(nn.Module):
             labels: class index of each slide.
         """
         rows, counts = bags(features, coords, len(labels))
-        if self.config_adds_no_loss:
+        if self._adds_no_loss:
             return features.new_zeros(len(labels))
         losses = []
         for bag, label in zip(rows.split(counts), labels, strict=True):
@@ -77,7 +77,7 @@ class TorchmilNetwork(nn.Module):
         return torch.stack(losses)
 
     @property
-    def config_adds_no_loss(self) -> bool:
+    def _adds_no_loss(self) -> bool:
         """Whether the loss of the answer is all there is."""
         return type(self.model).__name__ in ("ABMIL", "TransMIL")
 

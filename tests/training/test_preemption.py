@@ -94,8 +94,10 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(train, tiny_cohort, tmp_p
     pd.testing.assert_frame_equal(history(tmp_path / "stopped"), history(tmp_path / "whole"))
 
 
-def test_ctrl_c_stops_a_training_as_other_signals_do(train, tmp_path, capsys) -> None:
+def test_ctrl_c_stops_a_training_as_other_signals_do(train, tmp_path, capsys, monkeypatch) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setattr("span_sparse.cli.fit.requeue", lambda _: pytest.fail("a job that was interrupted came back"))
     assert train("whole") == 0
     assert train("stopped", signals={18 + 4: signal.SIGINT}) == 130
     shown = capsys.readouterr().err
