@@ -16,6 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton: kernels run on CPU tensors
+
 from jaxtyping import install_import_hook
 
 # not `training`: a checkpoint calls its constructors with plain values instead of settings objects

@@ -1,11 +1,12 @@
-"""How do settings become modules? The parts SPAN-MIL and SPAN-UNet share."""
+"""Modules from settings: the parts SPAN-MIL and SPAN-UNet share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from span_sparse.models.config import Activation, PyramidConfig
 from span_sparse.nn import (
@@ -20,7 +21,10 @@ from span_sparse.nn import (
     TokenTransition,
     make_layer,
 )
-from span_sparse.sparse import Pyramid, build_pyramid
+from span_sparse.sparse import Pyramid, ValidCoords, build_pyramid
+
+Place = Int[Tensor, "tokens 3"] | ValidCoords | Pyramid
+"""Where the patches of a batch lie: coordinates, valid ones, or the geometry that was built from them."""
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -95,14 +99,14 @@ def make_encoder(config: PyramidConfig, num_features: int, *, locals_needed: boo
     )
 
 
-def make_pyramid(config: PyramidConfig, coords: torch.Tensor, num_slides: int) -> Pyramid:
-    """The geometry of a batch for these settings.
+def make_pyramid(config: PyramidConfig, place: Place, num_slides: int) -> Pyramid:
+    """The geometry of a batch for these settings; one that is there already is returned as it is.
 
     Raises:
         BatchError: the coordinates are not a valid batch.
     """
     return build_pyramid(
-        coords,
+        place,
         num_slides,
         num_levels=len(config.depths()[0]),
         window_size=config.window_size,

@@ -38,14 +38,14 @@ def attention_maps(output: SpanMilOutput | SpanUnetOutput) -> list[Float[Tensor,
         for level in reversed(pyramid.levels[1 : index + 1]):
             assert level.children is not None
             values = to_children(values, level.children)
-        in_order = torch.empty_like(values).index_copy(0, pyramid.order, values)
+        in_order = values if pyramid.order is None else torch.empty_like(values).index_copy(0, pyramid.order, values)
         maps.append(in_order.movedim(0, -1))
     return maps
 
 
 def to_children(values: Float[Tensor, "outputs ..."], children: KernelMap) -> Float[Tensor, "inputs ..."]:
     """Gives every input the value of the output that read it, the mean where several did, zero where none."""
-    parents = children.transposed().table
+    parents = children.transposed.table
     present = (parents >= 0).to(values.dtype)
     shaped = present.reshape(*present.shape, *[1] * (values.ndim - 1))
     total = (values[parents.clamp(min=0)] * shaped).sum(dim=1)

@@ -1,4 +1,4 @@
-"""How does a slide become one row of outputs? SPAN-MIL: pyramid encoder, then a head.
+"""SPAN-MIL: pyramid encoder, then a head that gives one row of outputs per slide.
 
 Reads a batch as plain tensors, so the same network serves training, evaluation and export. Rows may come in any order
 and slides in any company: rows are sorted first, and no operation mixes slides.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from span_sparse.errors import BatchError
-from span_sparse.models.assembly import ACTIVATIONS, freeze_unreachable, make_encoder, make_pyramid
+from span_sparse.models.assembly import ACTIVATIONS, Place, freeze_unreachable, make_encoder, make_pyramid
 from span_sparse.models.config import SpanMilConfig
 from span_sparse.nn import (
     AdditionHead,
@@ -60,36 +60,38 @@ class SpanMil(nn.Module):
         freeze_unreachable(self, num_features)
 
     def forward(
-        self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
+        self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int
     ) -> Float[Tensor, "slides outputs"]:
         """Outputs of every slide; see `run` for the arguments."""
-        return self.run(features, coords, num_slides).logits
+        return self.run(features, place, num_slides).logits
 
-    def run(
-        self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
-    ) -> SpanMilOutput:
+    def prepare(self, place: Place, num_slides: int) -> Pyramid:
+        """The geometry of a batch for this network, all of it, to be given to `forward` in place of coordinates."""
+        return make_pyramid(self.config, place, num_slides).build()
+
+    def run(self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int) -> SpanMilOutput:
         """Runs the network and returns intermediate tokens as well.
 
         Args:
             features: patch features.
-            coords: `(slide, row, col)` of each patch, any order, unique.
+            place: `(slide, row, col)` of each patch, any order, unique; or valid coordinates, or the batch's geometry.
             num_slides: slides in the batch.
 
         Raises:
             BatchError: features and coordinates do not describe a valid batch.
         """
-        check_features(features, coords, self.num_features)
-        pyramid = make_pyramid(self.config, coords, num_slides)
+        pyramid = make_pyramid(self.config, place, num_slides)
+        check_features(features, len(pyramid.sites), self.num_features)
         stages = self.encoder(features, pyramid)
-        logits = self.head(stages, [level.sites.counts for level in pyramid.levels])
+        logits = self.head(stages, [level.sites for level in pyramid.levels])
         return SpanMilOutput(logits, stages, pyramid)
 
 
-def check_features(features: Tensor, coords: Tensor, num_features: int) -> None:
+def check_features(features: Tensor, num_tokens: int, num_features: int) -> None:
     """Raises `BatchError` unless there is one row of `num_features` for every coordinate."""
-    if features.ndim != 2 or len(features) != len(coords) or features.shape[1] != num_features:
+    if features.ndim != 2 or len(features) != num_tokens or features.shape[1] != num_features:
         raise BatchError(
-            f"expected features [tokens, {num_features}] with one row for each of the {len(coords)} "
+            f"expected features [tokens, {num_features}] with one row for each of the {num_tokens} "
             f"coordinates, found {list(features.shape)}"
         )
 

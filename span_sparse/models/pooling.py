@@ -1,4 +1,4 @@
-"""What do patch features say without their place? Two baselines that ignore coordinates.
+"""Baselines that ignore coordinates: mean pooling and attention pooling.
 
 They take the same batch as SPAN and are trained by the same module, so a difference between them is context.
 """
@@ -9,18 +9,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from span_sparse.models.assembly import Place
 from span_sparse.models.config import AttentionPoolingConfig, MeanPoolingConfig
-from span_sparse.nn import AttentionPooling
+from span_sparse.nn import AttentionPooling, slide_mean
+from span_sparse.sparse import Pyramid, SparseSites, ValidCoords
+from span_sparse.sparse.sites import slide_offsets
 
 
-def bags(features: Tensor, coords: Tensor, num_slides: int) -> tuple[Tensor, tuple[int, ...]]:
-    """The features sorted by slide, and the number of patches of each: what `Tensor.split` takes."""
-    slide = coords[:, 0].long()
-    return features[_order(coords)], tuple(torch.bincount(slide, minlength=num_slides).tolist())
-
-
-def _order(coords: Tensor) -> Tensor:
-    return coords[:, 0].argsort(stable=True)
+def bags(
+    features: Tensor, place: Place, num_slides: int
+) -> tuple[Float[Tensor, "tokens features"], SparseSites, Int[Tensor, " tokens"] | None]:
+    """The features slide after slide, whose rows they are, and the permutation that sorted them, None if they were."""
+    if isinstance(place, ValidCoords):
+        return features, SparseSites(place.coords, num_slides, place.extents, place.offsets), None
+    if isinstance(place, Pyramid):
+        return (features if place.order is None else features[place.order]), place.sites, place.order
+    order = place[:, 0].argsort(stable=True)
+    coords = place[order].int()
+    return features[order], SparseSites(coords, num_slides, (0, 0), slide_offsets(coords, num_slides)), order
 
 
 class MeanPooling(nn.Module):
@@ -37,11 +43,11 @@ class MeanPooling(nn.Module):
         )
 
     def forward(
-        self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
+        self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int
     ) -> Float[Tensor, "slides classes"]:
         """Logits of every slide."""
-        rows, counts = bags(features, coords, num_slides)
-        return self.classify(torch.stack([bag.mean(dim=0) for bag in rows.split(counts)]))
+        rows, sites, _ = bags(features, place, num_slides)
+        return self.classify(slide_mean(rows, sites))
 
 
 class AttentionMil(nn.Module):
@@ -56,16 +62,16 @@ class AttentionMil(nn.Module):
         self.classify = nn.Linear(config.hidden, num_classes)
 
     def forward(
-        self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
+        self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int
     ) -> Float[Tensor, "slides classes"]:
         """Logits of every slide."""
-        rows, counts = bags(features, coords, num_slides)
-        return self.classify(self.pool(self.project(rows), counts))
+        rows, sites, _ = bags(features, place, num_slides)
+        return self.classify(self.pool(self.project(rows), sites))
 
     def attention(
-        self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
+        self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int
     ) -> Float[Tensor, " tokens"]:
         """The share of every patch in its slide's mean, in the caller's order; one over a slide."""
-        rows, counts = bags(features, coords, num_slides)
-        weights = self.pool.weights(self.project(rows), counts)[:, 0]
-        return torch.empty_like(weights).index_copy(0, _order(coords), weights)
+        rows, sites, order = bags(features, place, num_slides)
+        weights = self.pool.weights(self.project(rows), sites)[:, 0]
+        return weights if order is None else torch.empty_like(weights).index_copy(0, order, weights)

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from span_sparse.errors import ConfigError
+from span_sparse.models.assembly import Place
 from span_sparse.models.config import TorchmilConfig
 from span_sparse.models.pooling import bags
 
@@ -46,31 +47,31 @@ class TorchmilNetwork(nn.Module):
         self.model = _model(config, num_features, project)
 
     def forward(
-        self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
+        self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int
     ) -> Float[Tensor, "slides 2"]:
         """Logits of every slide."""
-        rows, counts = bags(features, coords, num_slides)
-        logits = torch.stack([self._answer(bag[None]).reshape(()) for bag in rows.split(counts)])
+        rows, sites, _ = bags(features, place, num_slides)
+        logits = torch.stack([self._answer(bag[None]).reshape(()) for bag in rows.split(sites.counts)])
         return torch.stack([torch.zeros_like(logits), logits], dim=1)
 
     def own_losses(
         self,
         features: Float[Tensor, "tokens features"],
-        coords: Int[Tensor, "tokens 3"],
+        place: Place,
         labels: Int[Tensor, " slides"],
     ) -> Float[Tensor, " slides"]:
         """What the model adds to the cross-entropy of each slide's answer; zero for ABMIL and TransMIL.
 
         Args:
             features: patch features.
-            coords: `(slide, row, col)` of each patch.
+            place: where the patches lie.
             labels: class index of each slide.
         """
-        rows, counts = bags(features, coords, len(labels))
+        rows, sites, _ = bags(features, place, len(labels))
         if self._adds_no_loss:
             return features.new_zeros(len(labels))
         losses = []
-        for bag, label in zip(rows.split(counts), labels, strict=True):
+        for bag, label in zip(rows.split(sites.counts), labels, strict=True):
             _, parts = self.model.compute_loss(label[None].float(), bag[None])
             _, *own = parts.values()  # the first one is the loss of the answer
             losses.append(torch.stack([torch.as_tensor(part).reshape(()) for part in own]).sum())

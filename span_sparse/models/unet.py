@@ -1,4 +1,4 @@
-"""How does every patch get a row of outputs? SPAN-UNet: pyramid encoder, decoder with skips, a Linear.
+"""SPAN-UNet: pyramid encoder, decoder with skips, and a Linear that gives one row of outputs per patch.
 
 Up-sampling lands on the encoder's own sites of each level, so the finest level has exactly the slide's patches; the
 outputs are returned in the caller's row order.
@@ -9,10 +9,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from span_sparse.models.assembly import freeze_unreachable, make_encoder, make_layers, make_pyramid, sampling_settings
+from span_sparse.models.assembly import (
+    Place,
+    freeze_unreachable,
+    make_encoder,
+    make_layers,
+    make_pyramid,
+    sampling_settings,
+)
 from span_sparse.models.config import SpanUnetConfig
 from span_sparse.models.mil import check_features
 from span_sparse.nn import DecoderStage, PyramidDecoder, StageOutput, TokenTransition, UpSampling
@@ -58,30 +65,32 @@ class SpanUnet(nn.Module):
         freeze_unreachable(self, num_features)
 
     def forward(
-        self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
+        self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int
     ) -> Float[Tensor, "tokens outputs"]:
         """Outputs of every patch, in the caller's order; see `run` for the arguments."""
-        return self.run(features, coords, num_slides).logits
+        return self.run(features, place, num_slides).logits
 
-    def run(
-        self, features: Float[Tensor, "tokens features"], coords: Int[Tensor, "tokens 3"], num_slides: int
-    ) -> SpanUnetOutput:
+    def prepare(self, place: Place, num_slides: int) -> Pyramid:
+        """The geometry of a batch for this network, all of it, to be given to `forward` in place of coordinates."""
+        return make_pyramid(self.config, place, num_slides).build()
+
+    def run(self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int) -> SpanUnetOutput:
         """Runs the network and returns intermediate tokens as well.
 
         Args:
             features: patch features.
-            coords: `(slide, row, col)` of each patch, any order, unique.
+            place: `(slide, row, col)` of each patch, any order, unique; or valid coordinates, or the batch's geometry.
             num_slides: slides in the batch.
 
         Raises:
             BatchError: features and coordinates do not describe a valid batch.
         """
-        check_features(features, coords, self.num_features)
-        pyramid = make_pyramid(self.config, coords, num_slides)
+        pyramid = make_pyramid(self.config, place, num_slides)
+        check_features(features, len(pyramid.sites), self.num_features)
         encoded = self.encoder(features, pyramid)
         decoded = self.decoder(encoded, pyramid)
         ordered = self.output((decoded or encoded)[-1].local_tokens)
-        logits = torch.empty_like(ordered).index_copy(0, pyramid.order, ordered)
+        logits = ordered if pyramid.order is None else torch.empty_like(ordered).index_copy(0, pyramid.order, ordered)
         return SpanUnetOutput(logits, encoded, decoded, pyramid)
 
 

@@ -1,6 +1,7 @@
 """The layers of SPAN: pure functions first, thin modules around them."""
 
 from span_sparse.nn.down_sampling import DownKind, DownSampling, EdgeMode, NormPosition, SamplingSettings
+from span_sparse.nn.execution import Execution, current_execution, execution
 from span_sparse.nn.global_tokens import GlobalTokens, reads_patches
 from span_sparse.nn.heads import (
     AdditionHead,
@@ -13,6 +14,7 @@ from span_sparse.nn.heads import (
 )
 from span_sparse.nn.input_projection import InputProjection
 from span_sparse.nn.pyramid import Connection, DecoderStage, EncoderStage, PyramidDecoder, PyramidEncoder, StageOutput
+from span_sparse.nn.slides import slide_mean
 from span_sparse.nn.token_transition import TokenStrategy, TokenTransition
 from span_sparse.nn.transformer import AttentionMode, LayerSettings, Positions, make_layer, writes_globals
 from span_sparse.nn.up_sampling import UpKind, UpSampling
@@ -28,6 +30,7 @@ __all__ = [
     "DownSampling",
     "EdgeMode",
     "EncoderStage",
+    "Execution",
     "GlobalTokenHead",
     "GlobalTokens",
     "HeadKind",
@@ -45,9 +48,12 @@ __all__ = [
     "TokenTransition",
     "UpKind",
     "UpSampling",
+    "current_execution",
+    "execution",
     "make_layer",
     "reads_locals",
     "reads_patches",
+    "slide_mean",
     "window_attention",
     "writes_globals",
 ]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from span_sparse.errors import ConfigError
 from span_sparse.nn.token_transition import TokenStrategy, TokenTransition
-from span_sparse.sparse import KernelMap, Level, SparseSites, StridedConvolution, depthwise_convolution
+from span_sparse.sparse import KernelMap, Level, StridedConvolution, depthwise_convolution
 
 DownKind = Literal["patchconv", "dwpatchconv", "patchmerge"]
 NormPosition = Literal["pre", "post"]
@@ -104,17 +104,12 @@ class ConvolutionOperator(nn.Module):
                 bias=settings.bias,
             )
 
-    def forward(
-        self, features: Float[Tensor, "tokens in"], sites: SparseSites, children: KernelMap
-    ) -> Float[Tensor, "outputs out"]:
-        """Condenses the rows of `sites` along `children`."""
+    def forward(self, features: Float[Tensor, "tokens in"], children: KernelMap) -> Float[Tensor, "outputs out"]:
+        """Condenses the rows along `children`."""
         normed = self.input_norm(features)
-        if isinstance(self.convolution, StridedConvolution):
-            output = self.convolution(normed, sites)
-        else:
-            output = self.convolution(normed, children)
+        output = self.convolution(normed, children)
         if self.edge_mode == "count":
-            output = output / children.active_counts().unsqueeze(1)
+            output = output / children.active_counts.unsqueeze(1)
         elif self.edge_mode == "partial":
             active = (children.table >= 0).to(output.dtype)
             output = output / (active @ self.convolution.tap_magnitudes()).clamp(min=self.edge_eps)
@@ -137,14 +132,12 @@ class MergeOperator(nn.Module):
         self.output_norm = nn.LayerNorm(out_channels) if settings.norm == "post" else nn.Identity()
         self.linear = nn.Linear(merged, out_channels, bias=settings.bias)
 
-    def forward(
-        self, features: Float[Tensor, "tokens in"], sites: SparseSites, children: KernelMap
-    ) -> Float[Tensor, "outputs out"]:
-        """Condenses the rows of `sites` along `children`."""
+    def forward(self, features: Float[Tensor, "tokens in"], children: KernelMap) -> Float[Tensor, "outputs out"]:
+        """Condenses the rows along `children`."""
         padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
-        merged = padded[children.table].flatten(1)  # slot-major; -1 reads the zeros
+        merged = padded[children.table.long()].flatten(1)  # slot-major; -1 reads the zeros
         if self.edge_mode != "none":
-            merged = merged / children.active_counts().unsqueeze(1)
+            merged = merged / children.active_counts.unsqueeze(1)
         return self.output_norm(self.linear(self.input_norm(merged)))
 
     def constant(self, rows: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
@@ -187,10 +180,9 @@ class DownSampling(nn.Module):
         self,
         local_tokens: Float[Tensor, "tokens in"],
         global_tokens: Float[Tensor, "slides globals in"],
-        finer: Level,
         coarser: Level,
     ) -> tuple[Float[Tensor, "outputs out"], Float[Tensor, "slides globals out"]]:
-        """Condenses the local tokens of `finer` into those of `coarser`."""
+        """Condenses the local tokens of the finer level into those of `coarser`."""
         assert coarser.children is not None
-        output = self.operator(local_tokens, finer.sites, coarser.children)
+        output = self.operator(local_tokens, coarser.children)
         return output, self.tokens(global_tokens, self.operator.constant)

@@ -1,13 +1,16 @@
-"""How do local tokens and the few global tokens of a slide exchange what they know?
+"""Exchange between the local tokens and the few global tokens of a slide.
 
     locals:   A_i = Σ_g softmax_g(q_i·k_g/√d) v_g
     globals:  A_g = Σ_u softmax_u(q_g·k_u/√d) v_u,   u over all locals of the slide and its globals
 
 (SPAN's second attention, with its own projections q2, k2, v2.) A slide has 10⁴ locals and one or a few globals, so the
-projections are absorbed into the globals: `q_g·k_u = (W_kᵀ q_g)·x_u + q_g·b_k` and
-`Σ_u a_u v_u = W_v (Σ_u a_u x_u) + (Σ_u a_u) b_v`, head by head. That is the same arithmetic re-associated: the cost
-falls from `6·N·D²` to `6·N·T·H·D` operations for N locals and T globals. With T = 1 a local's softmax over one global
-is 1, and no product with the locals is needed at all.
+projections are absorbed into the globals, head by head: with `c_g = W_kᵀ q_g`,
+
+    q_g·k_u = c_g·u + const,     Σ_u a_u v_u = W_v (Σ_u a_u u) + b_v     where Σ_u a_u = 1
+
+That is the same arithmetic re-associated: the cost falls from `6·N·D²` to `6·N·T·H·D` operations for N locals and T
+globals. The constant, `q_g·b_k`, is common to all keys and cancels in the softmax. With T = 1 a local's softmax over one
+global is 1, and no product with the locals is needed at all.
 
 Rotary positions stand between projection and product, so with them nothing can be absorbed (`projected_attention`).
 """
@@ -21,6 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from span_sparse.nn.positions import rotate
+from span_sparse.nn.slides import slide_matmul, slide_outer, slide_scores, slide_softmax, to_rows
+from span_sparse.sparse import SparseSites
 
 
 class Projections(NamedTuple):
@@ -50,68 +55,81 @@ def _heads(rows: Tensor, num_heads: int) -> Tensor:
     return rows.unflatten(-1, (num_heads, -1))
 
 
+def _head_rows(values: Float[Tensor, "slides globals heads head_channels"]) -> Float[Tensor, "slides rows channels"]:
+    """One row a global and head that is zero outside the head's channels: its products are those of the head."""
+    blocks = torch.einsum(
+        "sghd,hk->sghkd", values, torch.eye(values.shape[2], dtype=values.dtype, device=values.device)
+    )
+    return blocks.flatten(3).flatten(1, 2)
+
+
 def global_attention(
     local_tokens: Float[Tensor, "tokens channels"],
     global_tokens: Float[Tensor, "slides globals channels"],
     projections: Projections,
     num_heads: int,
-    counts: tuple[int, ...],
+    sites: SparseSites,
     *,
     read_by_locals: bool = True,
 ) -> GlobalExchange:
     """The exchange with the projections of the locals absorbed into the globals.
 
     Args:
-        local_tokens: normalised locals, the rows of each slide contiguous.
+        local_tokens: normalised locals, rows ordered as `sites`.
         global_tokens: normalised globals.
         projections: q2, k2, v2.
         num_heads: heads; the head width is `channels / num_heads`.
-        counts: rows of each slide.
+        sites: of the level.
         read_by_locals: False where nothing after this reads the locals.
     """
     query, key, value = projections
+    num_globals = global_tokens.shape[1]
     scale = (local_tokens.shape[1] // num_heads) ** -0.5
-    queries = _heads(query(global_tokens), num_heads) * scale  # (slides, globals, heads, head_channels)
-    keys = _heads(key(global_tokens), num_heads)
-    values = _heads(value(global_tokens), num_heads)
-    absorbed = torch.einsum("sghd,hdc->sghc", queries, key.weight.unflatten(0, (num_heads, -1)))
-    key_bias = torch.einsum("sghd,hd->sgh", queries, _heads(key.bias, num_heads))
-    among = torch.einsum("sghd,sthd->sght", queries, keys)  # globals with globals
-
-    pooled, share, on_globals, on_locals = [], [], [], []
-    for slide, rows in enumerate(local_tokens.split(counts)):
-        scores = torch.einsum("uc,ghc->ghu", rows, absorbed[slide]) + key_bias[slide].unsqueeze(-1)
-        weights = torch.cat([scores, among[slide]], dim=-1).softmax(dim=-1)
-        local_weights, global_weights = weights.split([len(rows), weights.shape[-1] - len(rows)], dim=-1)
-        pooled.append(torch.einsum("ghu,uc->ghc", local_weights, rows))
-        share.append(local_weights.sum(dim=-1))
-        on_locals.append(local_weights)
-        on_globals.append(global_weights)
-    from_locals = torch.einsum("sghc,hdc->sghd", torch.stack(pooled), value.weight.unflatten(0, (num_heads, -1)))
-    from_locals = from_locals + torch.stack(share).unsqueeze(-1) * _heads(value.bias, num_heads)
-    from_globals = torch.einsum("sght,sthd->sghd", torch.stack(on_globals), values)
-    read = _read_globals(local_tokens, query, keys, values, scale, counts) if read_by_locals else None
-    return GlobalExchange(read, (from_locals + from_globals).flatten(2), torch.cat(on_locals, dim=-1))
+    queries = _heads(query(global_tokens), num_heads) * scale
+    absorbed = torch.einsum("sghd,hdc->sghc", queries, _by_head(key.weight, num_heads)).flatten(1, 2)
+    weights, among = slide_softmax(
+        slide_scores(local_tokens, absorbed, sites), _scores_among(global_tokens, absorbed), sites
+    )
+    pooled = slide_outer(weights, local_tokens, sites) + torch.einsum(
+        "sum,suc->smc", among, global_tokens.to(among.dtype)
+    )
+    pooled = pooled.to(global_tokens.dtype).unflatten(1, (num_globals, num_heads))
+    from_all = torch.einsum("sghc,hdc->sghd", pooled, _by_head(value.weight, num_heads)).flatten(2)
+    # keys' biases have no influence; they stay in the graph (gradient zero), so that on every device and under DDP the
+    # same parameters take part
+    from_all = from_all + torch.add(value.bias, key.bias, alpha=0)
+    read = None
+    if read_by_locals:
+        read = _read_globals(local_tokens, query, _heads(key(global_tokens), num_heads), value(global_tokens), sites)
+    return GlobalExchange(read, from_all, weights.T.unflatten(0, (num_globals, num_heads)))
 
 
-def _read_globals(
-    local_tokens: Tensor, query: nn.Linear, keys: Tensor, values: Tensor, scale: float, counts: tuple[int, ...]
-) -> Tensor:
+def _by_head(weight: Tensor, num_heads: int) -> Tensor:
+    return weight.unflatten(0, (num_heads, -1))
+
+
+def _scores_among(global_tokens: Tensor, absorbed: Tensor) -> Tensor:
+    """Scores of the globals as keys, `[slides, globals, rows]`, at least float32 as those of the locals."""
+    scores = torch.einsum("suc,smc->sum", global_tokens, absorbed)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def _read_globals(local_tokens: Tensor, query: nn.Linear, keys: Tensor, values: Tensor, sites: SparseSites) -> Tensor:
     """What every local token reads from the globals of its slide."""
-    num_globals, num_heads = keys.shape[1:3]
+    num_globals, num_heads, channels = keys.shape[1:]
     if num_globals == 1:
-        if len(counts) == 1:
-            return values.flatten(1).expand(len(local_tokens), -1)
-        repeats = torch.tensor(counts, device=local_tokens.device)
-        return values.flatten(1).repeat_interleave(repeats, dim=0, output_size=len(local_tokens))
-    query_weight = query.weight.unflatten(0, (num_heads, -1))
-    absorbed = torch.einsum("sghd,hdc->sghc", keys, query_weight) * scale
-    query_bias = torch.einsum("sghd,hd->sgh", keys, _heads(query.bias, num_heads)) * scale
-    outputs = []
-    for slide, rows in enumerate(local_tokens.split(counts)):
-        weights = (torch.einsum("uc,ghc->ugh", rows, absorbed[slide]) + query_bias[slide]).softmax(dim=1)
-        outputs.append(torch.einsum("ugh,ghd->uhd", weights, values[slide]).flatten(1))
-    return torch.cat(outputs)
+        return to_rows(values[:, 0], sites)
+    scale = channels**-0.5
+    absorbed = torch.einsum("sghd,hdc->sghc", keys, _by_head(query.weight, num_heads)).flatten(1, 2) * scale
+    offset = torch.einsum("sghd,hd->sgh", keys, _heads(query.bias, num_heads)).flatten(1) * scale
+    scores = slide_scores(local_tokens, absorbed, sites) + to_rows(offset, sites)
+    return _weighted_values(scores, _heads(values, num_heads), sites)
+
+
+def _weighted_values(scores: Tensor, values: Tensor, sites: SparseSites) -> Tensor:
+    """Softmax over the globals, head by head, and the values it weighs; `scores [tokens, globals · heads]`."""
+    weights = scores.unflatten(1, values.shape[1:3]).softmax(dim=1).flatten(1)
+    return slide_matmul(weights.to(values.dtype), _head_rows(values).mT, sites)
 
 
 def projected_attention(
@@ -119,32 +137,34 @@ def projected_attention(
     global_tokens: Float[Tensor, "slides globals channels"],
     projections: Projections,
     num_heads: int,
-    counts: tuple[int, ...],
+    sites: SparseSites,
     places: Int[Tensor, "tokens 2"] | None,
 ) -> GlobalExchange:
     """The exchange with every token projected: plain, and the one that admits rotary positions.
 
     Args:
-        local_tokens: normalised locals, the rows of each slide contiguous.
+        local_tokens: normalised locals, rows ordered as `sites`.
         global_tokens: normalised globals.
         projections: q2, k2, v2.
         num_heads: heads.
-        counts: rows of each slide.
+        sites: of the level.
         places: `(row, col)` of every local, by which queries and keys are rotated; globals stand at (0, 0), where a
             rotation changes nothing. None rotates nothing.
     """
     scale = (local_tokens.shape[1] // num_heads) ** -0.5
-    local_q, local_k, local_v = (_heads(linear(local_tokens), num_heads) for linear in projections)
+    local_q, local_k, local_v = (linear(local_tokens) for linear in projections)
     global_q, global_k, global_v = (_heads(linear(global_tokens), num_heads) for linear in projections)
     if places is not None:
-        local_q, local_k = rotate(local_q, places), rotate(local_k, places)
-    for_locals, for_globals, on_locals = [], [], []
-    slides = zip(local_q.split(counts), local_k.split(counts), local_v.split(counts), strict=True)
-    for slide, (q, k, v) in enumerate(slides):
-        weights = (torch.einsum("uhd,ghd->uhg", q, global_k[slide]) * scale).softmax(dim=-1)
-        for_locals.append(torch.einsum("uhg,ghd->uhd", weights, global_v[slide]).flatten(1))
-        keys, values = torch.cat([k, global_k[slide]]), torch.cat([v, global_v[slide]])
-        weights = (torch.einsum("ghd,uhd->ghu", global_q[slide], keys) * scale).softmax(dim=-1)
-        for_globals.append(torch.einsum("ghu,uhd->ghd", weights, values).flatten(1))
-        on_locals.append(weights[..., : len(k)])
-    return GlobalExchange(torch.cat(for_locals), torch.stack(for_globals), torch.cat(on_locals, dim=-1))
+        local_q, local_k = (rotate(_heads(rows, num_heads), places).flatten(1) for rows in (local_q, local_k))
+    for_locals = _weighted_values(slide_scores(local_q, _head_rows(global_k * scale), sites), global_v, sites)
+    asking = _head_rows(global_q * scale)
+    weights, among = slide_softmax(
+        slide_scores(local_k, asking, sites), _scores_among(global_k.flatten(2), asking), sites
+    )
+    pooled = slide_outer(weights, local_v, sites) + torch.einsum(
+        "sum,suc->smc", among, global_v.flatten(2).to(among.dtype)
+    )
+    # of each row the channels of its own head
+    for_globals = torch.einsum("sghhd->sghd", _heads(pooled.unflatten(1, global_q.shape[1:3]), num_heads)).flatten(2)
+    weights = weights.T.unflatten(0, global_q.shape[1:3])
+    return GlobalExchange(for_locals, for_globals.to(global_tokens.dtype), weights)

@@ -1,4 +1,4 @@
-"""What do the global tokens of a slide start from?
+"""Initial global tokens of a slide.
 
 Each token of the list is one row in input space, before any projection:
 
@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from span_sparse.errors import ConfigError
+from span_sparse.nn.slides import slide_max, slide_mean, to_rows
+from span_sparse.sparse import SparseSites
 
 _SEEDED = re.compile(r"(fix|lrn)(\d+(?:\.\d*)?(?:e[+-]?\d+)?)")
 _STATISTICS = ("max", "mean", "std")
@@ -62,23 +64,30 @@ class GlobalTokens(nn.Module):
         self.register_buffer("fixed", torch.stack(fixed) if fixed else None)
 
     def forward(
-        self, features: Float[Tensor, "tokens channels"], counts: tuple[int, ...]
+        self, features: Float[Tensor, "tokens channels"], sites: SparseSites
     ) -> Float[Tensor, "slides globals channels"]:
-        """The tokens, in the order of `kinds`; `counts` gives the rows of each slide."""
+        """The tokens, in the order of `kinds`; rows of `features` ordered as `sites`."""
         learned, fixed = iter(self.learned), iter(() if self.fixed is None else self.fixed)
         tokens: list[Tensor] = []
         for kind in self.kinds:
             if kind in _STATISTICS:
-                tokens.append(torch.stack([_statistic(kind, rows) for rows in features.split(counts)]))
+                tokens.append(_statistic(kind, features, sites))
             else:
                 row = next(learned if kind.startswith("lrn") else fixed)
-                tokens.append(row.expand(len(counts), -1))
+                tokens.append(row.expand(sites.num_slides, -1))
         return torch.stack(tokens, dim=1)
 
 
-def _statistic(kind: str, rows: Float[Tensor, "tokens channels"]) -> Float[Tensor, " channels"]:
+def _statistic(
+    kind: str, rows: Float[Tensor, "tokens channels"], sites: SparseSites
+) -> Float[Tensor, "slides channels"]:
     if kind == "max":
-        return rows.max(dim=0).values
+        return slide_max(rows, sites)
+    mean = slide_mean(rows, sites)
     if kind == "mean":
-        return rows.mean(dim=0)
-    return rows.std(dim=0) if len(rows) > 1 else torch.zeros_like(rows[0])
+        return mean
+    variance = slide_mean((rows - to_rows(mean, sites)).square(), sites)
+    counts = sites.offsets.diff().unsqueeze(1)
+    variance = variance * (counts / (counts - 1).clamp(min=1))  # unbiased; of one patch zero
+    varies = variance > 0  # the root has no slope at zero
+    return torch.where(varies, variance, 1).sqrt() * varies

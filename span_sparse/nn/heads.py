@@ -1,4 +1,4 @@
-"""How do the tokens of all stages become one row of outputs a slide? `g` is the first global token of a stage.
+"""Heads: one row of outputs per slide from the tokens of all stages. `g` is the first global token of a stage.
 
     multi_addition    Linear(Dropout(LN(Σ_stages g)))                    the authors' default (survival: without LN)
     concat            Linear(Dropout(LN([g_0; g_1; …])))                 (survival: without LN)
@@ -22,6 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from span_sparse.nn.pyramid import StageOutput
+from span_sparse.nn.slides import slide_max, slide_mean, slide_outer, slide_softmax
+from span_sparse.sparse import SparseSites
 
 HeadKind = Literal["multi_addition", "concat", "mean", "last", "addition", "multiattn", "pyramid_pooling"]
 _READ_LOCALS = ("addition", "multiattn", "pyramid_pooling")
@@ -63,8 +65,8 @@ class GlobalTokenHead(nn.Module):
         normed = norm and kind in ("multi_addition", "concat")
         self.readout = Readout(total, num_outputs, norm=normed, dropout=dropout)
 
-    def forward(self, stages: list[StageOutput], counts: list[tuple[int, ...]]) -> Float[Tensor, "slides outputs"]:
-        """Outputs; `counts` (rows of each slide at every stage) is not needed here."""
+    def forward(self, stages: list[StageOutput], sites: list[SparseSites]) -> Float[Tensor, "slides outputs"]:
+        """Outputs; the `sites` of the stages are not needed here."""
         tokens = first_globals(stages)
         if self.kind == "concat":
             return self.readout(torch.cat(tokens, dim=1))
@@ -81,10 +83,10 @@ class AdditionHead(nn.Module):
         super().__init__()
         self.readout = Readout(width, num_outputs, norm=True, dropout=dropout)
 
-    def forward(self, stages: list[StageOutput], counts: list[tuple[int, ...]]) -> Float[Tensor, "slides outputs"]:
-        """Outputs; `counts` gives the rows of each slide at every stage."""
-        slides = stages[-1].local_tokens.split(counts[-1])
-        return self.readout(torch.stack([rows.amax(dim=0) + rows.mean(dim=0) for rows in slides]))
+    def forward(self, stages: list[StageOutput], sites: list[SparseSites]) -> Float[Tensor, "slides outputs"]:
+        """Outputs; `sites` are those of every stage."""
+        rows = stages[-1].local_tokens
+        return self.readout(slide_max(rows, sites[-1]) + slide_mean(rows, sites[-1]))
 
 
 class AttentionPooling(nn.Module):
@@ -105,15 +107,14 @@ class AttentionPooling(nn.Module):
         self.activation = activation()
         self.score = nn.Linear(hidden, 1, bias=score_bias)
 
-    def forward(self, rows: Float[Tensor, "tokens width"], counts: tuple[int, ...]) -> Float[Tensor, "slides width"]:
+    def forward(self, rows: Float[Tensor, "tokens width"], sites: SparseSites) -> Float[Tensor, "slides width"]:
         """Pools the rows of each slide."""
-        slides = zip(self.weights(rows, counts).split(counts), rows.split(counts), strict=True)
-        return torch.stack([(weights * slide).sum(dim=0) for weights, slide in slides])
+        return slide_outer(self.weights(rows, sites), rows, sites)[:, 0]
 
-    def weights(self, rows: Float[Tensor, "tokens width"], counts: tuple[int, ...]) -> Float[Tensor, "tokens 1"]:
+    def weights(self, rows: Float[Tensor, "tokens width"], sites: SparseSites) -> Float[Tensor, "tokens 1"]:
         """The share of every row in its slide's mean."""
         scores = self.score(self.activation(self.hidden(rows)))
-        return torch.cat([score.softmax(dim=0) for score in scores.split(counts)])
+        return slide_softmax(scores, scores.new_empty(sites.num_slides, 0, 1), sites)[0]
 
 
 class MultiAttentionHead(nn.Module):
@@ -147,11 +148,11 @@ class MultiAttentionHead(nn.Module):
             nn.init.zeros_(weight)
         self.readout = Readout(width, num_outputs, norm=True, dropout=dropout)
 
-    def forward(self, stages: list[StageOutput], counts: list[tuple[int, ...]]) -> Float[Tensor, "slides outputs"]:
-        """Outputs; `counts` gives the rows of each slide at every stage."""
+    def forward(self, stages: list[StageOutput], sites: list[SparseSites]) -> Float[Tensor, "slides outputs"]:
+        """Outputs; `sites` are those of every stage."""
         mixed = []
         for pool, stage, rows, token, offset in zip(
-            self.pooling, stages, counts, first_globals(stages), self.gate_offset, strict=True
+            self.pooling, stages, sites, first_globals(stages), self.gate_offset, strict=True
         ):
             pooled = pool(stage.local_tokens, rows)
             share = torch.sigmoid(offset + self.gate(torch.cat([pooled, token], dim=1)))
@@ -169,10 +170,8 @@ class PyramidPoolingHead(nn.Module):
         self.pooling = nn.ModuleList(AttentionPooling(width, max(1, width // 4)) for _ in range(num_stages))
         self.readout = Readout(2 * width, num_outputs, norm=True, dropout=dropout)
 
-    def forward(self, stages: list[StageOutput], counts: list[tuple[int, ...]]) -> Float[Tensor, "slides outputs"]:
-        """Outputs; `counts` gives the rows of each slide at every stage."""
-        pooled = [
-            pool(stage.local_tokens, rows) for pool, stage, rows in zip(self.pooling, stages, counts, strict=True)
-        ]
+    def forward(self, stages: list[StageOutput], sites: list[SparseSites]) -> Float[Tensor, "slides outputs"]:
+        """Outputs; `sites` are those of every stage."""
+        pooled = [pool(stage.local_tokens, rows) for pool, stage, rows in zip(self.pooling, stages, sites, strict=True)]
         summed = (torch.stack(rows).sum(dim=0) for rows in (first_globals(stages), pooled))
         return self.readout(torch.cat(list(summed), dim=1))

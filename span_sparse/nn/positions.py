@@ -1,4 +1,4 @@
-"""How does attention know where a key lies relative to its query? Displacements are in lattice cells of the level.
+"""Positions in the attention: how a key's place relative to its query enters the scores.
 
     rpb     B_h[Δrow + 2w − 1, Δcol + 2w − 1], one learned number a head and displacement (Swin, Liu et al. 2021)
     alibi   −m_h ‖Δ‖₂ with the slopes of Press et al. (ICLR 2022), also for head counts that are no power of two
@@ -6,11 +6,13 @@
             column, interleaved pairs, θ = 10000 (Su et al. 2021); global tokens stand at (0, 0)
     none    nothing
 
-`Δ = p_key − p_query`; two tokens of one `2w × 2w` window are at most `2w − 1` apart.
+`Δ = p_key − p_query`, in lattice cells of the level; two tokens of one `2w × 2w` window are at most `2w − 1` apart, so
+a bias is a table of `(4w − 1)²` displacements a head.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -29,35 +31,33 @@ class RelativePositionBias(nn.Module):
         std: standard deviation of the truncated normal initialisation.
     """
 
-    index: Tensor
-
     def __init__(self, num_heads: int, window_size: int, std: float) -> None:
         super().__init__()
         side = 4 * window_size - 1
         self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_heads, side, side), std=std))
-        delta = _displacements(window_size) + 2 * window_size - 1
-        self.register_buffer("index", delta[..., 0] * side + delta[..., 1], persistent=False)
 
-    def forward(self, dtype: torch.dtype) -> Float[Tensor, "heads slots slots"]:
-        """The bias of every pair of window slots, `[head, query slot, key slot]`; `dtype` is the table's anyway."""
-        return self.table.flatten(1)[:, self.index]
+    def forward(self, dtype: torch.dtype) -> Float[Tensor, "heads side side"]:
+        """The bias of every displacement; `dtype` is the table's anyway."""
+        return self.table
 
 
 class AlibiBias(nn.Module):
     """A bias that falls with distance, one fixed slope a head."""
 
     squared_distance: Tensor
+    slopes: Tensor
 
     def __init__(self, num_heads: int, window_size: int) -> None:
         super().__init__()
-        self.slopes = alibi_slopes(num_heads)
-        squared = _displacements(window_size).square().sum(dim=-1)
-        self.register_buffer("squared_distance", squared, persistent=False)
+        axis = torch.arange(4 * window_size - 1) - (2 * window_size - 1)
+        self.register_buffer("squared_distance", axis[:, None].square() + axis.square(), persistent=False)
+        slopes = torch.tensor(alibi_slopes(num_heads), dtype=torch.float64)
+        self.register_buffer("slopes", slopes[:, None, None], persistent=False)
 
-    def forward(self, dtype: torch.dtype) -> Float[Tensor, "heads slots slots"]:
-        """The bias of every pair of window slots in `dtype`; distances are float32, as in the authors' code."""
+    def forward(self, dtype: torch.dtype) -> Float[Tensor, "heads side side"]:
+        """The bias of every displacement in `dtype`; distances are float32, as in the authors' code."""
         distance = self.squared_distance.float().sqrt().to(dtype)
-        return -distance.new_tensor(self.slopes)[:, None, None] * distance
+        return -self.slopes.to(dtype) * distance
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
@@ -93,7 +93,14 @@ def rotate(
     return torch.cat([turned * cos + quarter * sin, rows[..., width:]], dim=-1)
 
 
-def _displacements(window_size: int) -> Int[Tensor, "slots slots 2"]:
-    """`p_key − p_query` for every (query slot, key slot)."""
-    offsets = window_offsets(window_size, torch.device("cpu"))
-    return offsets[None, :] - offsets[:, None]
+def expanded_bias(table: Float[Tensor, "heads side side"], window_size: int) -> Float[Tensor, "heads slots slots"]:
+    """The bias of every pair of window slots, `[head, query slot, key slot]`, slots ordered as in `WindowMaps`."""
+    return table.flatten(1)[:, slot_displacements(window_size, table.device)]
+
+
+@functools.cache
+def slot_displacements(window_size: int, device: torch.device) -> Int[Tensor, "slots slots"]:
+    """Entry of a flattened table of displacements, for every (query slot, key slot) of a window."""
+    offsets = window_offsets(window_size, device)
+    delta = offsets[None, :] - offsets[:, None] + 2 * window_size - 1
+    return delta[..., 0] * (4 * window_size - 1) + delta[..., 1]

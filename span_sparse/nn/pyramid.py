@@ -1,10 +1,10 @@
-"""How do the stages of SPAN follow each other?
+"""Encoder and decoder of SPAN: the order of the stages.
 
     encoder   input projection → layers of stage 0 → down-sampling → layers of stage 1 → …
     decoder   up-sampling → layers → skip, from the coarsest stage back to the finest
 
-The global tokens travel along. The stages hold modules only; the geometry (`Pyramid`) is built from the coordinates
-before the first layer runs.
+The global tokens travel along. The stages hold modules only; the geometry (`Pyramid`) depends on the coordinates alone,
+and a level of it is asked for when the network arrives there.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from span_sparse.nn.down_sampling import DownSampling
+from span_sparse.nn.execution import current_execution
 from span_sparse.nn.global_tokens import GlobalTokens
 from span_sparse.nn.input_projection import InputProjection
 from span_sparse.nn.token_transition import TokenTransition
-from span_sparse.nn.transformer import ROWS_AT_ONCE
 from span_sparse.nn.up_sampling import UpSampling
 from span_sparse.sparse import Level, Pyramid
 
@@ -75,11 +75,11 @@ class EncoderStage(nn.Module):
         self.locals_needed = locals_needed
         self.recompute = False
 
-    def forward(self, tokens: StageOutput, finer: Level | None, level: Level) -> StageOutput:
-        """Condenses the tokens of `finer` into those of `level`, then refines them."""
+    def forward(self, tokens: StageOutput, level: Level) -> StageOutput:
+        """Condenses the tokens of the finer level into those of `level`, then refines them."""
         local_tokens, global_tokens, _ = tokens
         if self.down is not None:
-            local_tokens, global_tokens = self.down(local_tokens, global_tokens, finer, level)
+            local_tokens, global_tokens = self.down(local_tokens, global_tokens, level)
         start = StageOutput(local_tokens, global_tokens, None)
         return _refine(self.layers, start, level, locals_needed=self.locals_needed, recompute=self.recompute)
 
@@ -118,21 +118,22 @@ class PyramidEncoder(nn.Module):
         initial, local_tokens = self._enter(features, pyramid)
         tokens = StageOutput(local_tokens, self.token_transition(initial, self.input_projection), None)
         outputs: list[StageOutput] = []
-        finer = None
-        for stage, level in zip(self.stages, pyramid.levels, strict=True):
-            tokens = stage(tokens, finer, level)
+        for number, stage in enumerate(self.stages):
+            tokens = stage(tokens, pyramid.level(number))
             outputs.append(tokens)
-            finer = level
         return outputs
 
     def _enter(self, features: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         """Initial global tokens in input space, and the projected features in the order of the sites."""
-        order, counts = pyramid.order, pyramid.levels[0].sites.counts
-        if torch.is_grad_enabled():  # the backward pass keeps the ordered features anyway
-            ordered = features[order]
-            return self.tokens(ordered, counts), self.input_projection(ordered)
-        initial = self.tokens(features[order], counts)
-        return initial, torch.cat([self.input_projection(features[rows]) for rows in order.split(ROWS_AT_ONCE)])
+        order, sites = pyramid.order, pyramid.sites
+        rows_at_once = current_execution(features.device).rows_at_once
+        if torch.is_grad_enabled() or len(features) <= rows_at_once:  # gradients need the ordered features anyway
+            ordered = features if order is None else features[order]
+            return self.tokens(ordered, sites), self.input_projection(ordered)
+        if order is None:
+            order = torch.arange(len(features), device=features.device)
+        initial = self.tokens(features[order], sites)
+        return initial, torch.cat([self.input_projection(features[rows]) for rows in order.split(rows_at_once)])
 
 
 class DecoderStage(nn.Module):
@@ -199,7 +200,7 @@ class PyramidDecoder(nn.Module):
         outputs: list[StageOutput] = []
         for index, stage in enumerate(self.stages):
             position = len(encoded) - 2 - index
-            coarser, level = pyramid.levels[position + 1], pyramid.levels[position]
+            coarser, level = pyramid.level(position + 1), pyramid.level(position)
             tokens = stage(tokens, encoded[position], coarser, level)
             outputs.append(tokens)
         return outputs

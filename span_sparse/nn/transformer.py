@@ -1,4 +1,4 @@
-"""What does one transformer layer of SPAN compute? Context-aware refinement (CAR).
+"""Transformer layer of SPAN: context-aware refinement (CAR).
 
 With `U = [X; G]`, local and global tokens of a slide, and `A` of LayerNorm(U):
 
@@ -28,20 +28,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from span_sparse.nn.execution import current_execution
 from span_sparse.nn.global_attention import GlobalExchange, Projections, global_attention, projected_attention
 from span_sparse.nn.positions import AlibiBias, RelativePositionBias, rotate
-from span_sparse.nn.window_attention import Reach, window_attention
+from span_sparse.nn.window_attention import Reach, choose, window_attention
+from span_sparse.nn.window_fused import fused_attention
 from span_sparse.sparse import Level
 
 AttentionMode = Literal["long", "long_noshift", "swin", "swin_global", "tradswin"]
 Positions = Literal["rpb", "alibi", "rope", "none"]
 _WritesGlobals = ("long", "long_noshift", "swin_global")
-
-ROWS_AT_ONCE = 2048
-"""Rows of wide linear maps at once, without gradients: 8 MB of 1,024 channels in float32."""
-
-HEAD_GROUPS = 4
-"""Heads are attended to in so many groups, without gradients: queries, keys and values are the largest tensors."""
 
 
 def writes_globals(mode: AttentionMode) -> bool:
@@ -188,13 +184,29 @@ class TransformerLayer(nn.Module):
         return shifted + self._attend(normed, self._second(), level, "regular")
 
     def _attend(self, normed: Tensor, qkv: nn.ModuleList, level: Level, reach: Reach) -> Tensor:
-        num_groups = 1 if torch.is_grad_enabled() else min(HEAD_GROUPS, self.num_heads)
+        shape = len(normed), self.num_heads, normed.shape[1] // self.num_heads
         bias = None if self.positions is None else self.positions(normed.dtype)
+        if choose(normed.device, _autocast_dtype(normed), shape, level.windows.window_size) == "fused":
+            return self._attend_packed(normed, qkv, bias, level, reach)
+        groups = min(current_execution(normed.device).head_groups, self.num_heads)
+        num_groups = 1 if torch.is_grad_enabled() else groups
         if num_groups == 1:
             return self._attend_with(range(self.num_heads), normed, qkv, bias, level, reach)
         bounds = [group * self.num_heads // num_groups for group in range(num_groups + 1)]
-        groups = [range(first, last) for first, last in pairwise(bounds)]
-        return torch.cat([self._attend_with(heads, normed, qkv, bias, level, reach) for heads in groups], dim=1)
+        parts = [range(first, last) for first, last in pairwise(bounds)]
+        return torch.cat([self._attend_with(heads, normed, qkv, bias, level, reach) for heads in parts], dim=1)
+
+    def _attend_packed(
+        self, normed: Tensor, qkv: nn.ModuleList, bias: Tensor | None, level: Level, reach: Reach
+    ) -> Tensor:
+        """What all heads read; queries, keys and values are one product."""
+        weight, offset = (torch.cat([getattr(linear, name) for linear in qkv]) for name in ("weight", "bias"))
+        packed = F.linear(normed, weight, offset).unflatten(-1, (3, self.num_heads, -1))
+        if self.rotary:
+            q, k, v = packed.unbind(1)
+            places = level.sites.coords[:, 1:]
+            packed = torch.stack([rotate(q, places), rotate(k, places), v], dim=1)
+        return fused_attention(packed, bias, level.windows, reach).flatten(1)
 
     def _attend_with(
         self, heads: range, normed: Tensor, qkv: nn.ModuleList, bias: Tensor | None, level: Level, reach: Reach
@@ -212,21 +224,22 @@ class TransformerLayer(nn.Module):
         if self.reach is not None or not writes_globals(self.mode):
             return None
         projections = Projections(*self._second())  # pyright: ignore[reportArgumentType]
-        counts = level.sites.counts
+        sites = level.sites
         if self.rotary:
             places = level.sites.coords[:, 1:]
-            return projected_attention(normed, normed_global, projections, self.num_heads, counts, places)
-        return global_attention(normed, normed_global, projections, self.num_heads, counts, read_by_locals=read)
+            return projected_attention(normed, normed_global, projections, self.num_heads, sites, places)
+        return global_attention(normed, normed_global, projections, self.num_heads, sites, read_by_locals=read)
 
     def _second(self) -> nn.ModuleList:
         return self.window_qkv if self.global_qkv is None else self.global_qkv
 
     def _residual(self, tokens: Tensor, attended: Tensor, kept: list[Tensor | None]) -> Tensor:
         """Both residual branches, each scaled by what DropPath keeps."""
-        if torch.is_grad_enabled():  # hidden units are saved anyway
+        rows_at_once = current_execution(tokens.device).rows_at_once
+        if torch.is_grad_enabled() or len(tokens) <= rows_at_once:  # hidden units are saved anyway
             return self._residual_rows(tokens, attended, *kept)
         columns = [tokens, attended, *kept]
-        blocks = zip(*(repeat(None) if rows is None else rows.split(ROWS_AT_ONCE) for rows in columns), strict=False)
+        blocks = zip(*(repeat(None) if rows is None else rows.split(rows_at_once) for rows in columns), strict=False)
         return torch.cat([self._residual_rows(*block) for block in blocks])
 
     def _residual_rows(
@@ -266,6 +279,12 @@ class TradSwinLayer(nn.Module):
 def make_layer(channels: int, settings: LayerSettings) -> TransformerLayer | TradSwinLayer:
     """A layer of the settings' mode."""
     return TradSwinLayer(channels, settings) if settings.mode == "tradswin" else TransformerLayer(channels, settings)
+
+
+def _autocast_dtype(rows: Tensor) -> torch.dtype:
+    """The dtype in which a Linear would give its result."""
+    device = rows.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
 
 
 def _of_heads(linear: nn.Module, rows: Tensor, heads: range, num_heads: int) -> Tensor:

@@ -41,7 +41,7 @@ class PixelShuffle(nn.Module):
     def forward(self, features: Float[Tensor, "coarse in"], children: KernelMap) -> Float[Tensor, "fine out"]:
         """Every fine row reads its slot of its parent."""
         by_slot = self._by_slot(features).flatten(0, 1)
-        return self.output_norm(by_slot[children.slots_of_inputs()])
+        return self.output_norm(by_slot[children.slots_of_inputs])
 
     def constant(self, rows: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """The mean of a parent's children."""
@@ -65,7 +65,7 @@ class DepthwiseInverse(nn.Module):
         self, features: Float[Tensor, "coarse channels"], children: KernelMap
     ) -> Float[Tensor, "fine channels"]:
         """Distributes every coarse row to the sites it was made of, in the weights' dtype whatever autocast says."""
-        output = depthwise_convolution(features.to(self.weight.dtype), self.weight, children.transposed())
+        output = depthwise_convolution(features.to(self.weight.dtype), self.weight, children.transposed)
         return output if self.bias is None else output + self.bias
 
     def constant(self, rows: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:

@@ -1,42 +1,29 @@
-"""How does every token attend to its windows: the regular one, the shifted one, or both under one softmax?
+"""Window attention over sparse lattice cells: the regular window, the shifted one, or both under one softmax.
 
     A_i = Σ_{j ∈ N(i)} softmax_j(q_i·k_j/√d + B(p_j − p_i)) v_j,   N(i) = regular(i) ∪ shifted(i)
 
 (SPAN's context-aware refinement, mode `long`; arXiv 2406.09333 v3, section on CAR.) Each key counts once: the two
-windows share exactly the token's own `w × w` cell, so the shifted pass leaves that cell out. The two passes are dense
-attentions over padded windows, computed apart and merged by their log-sum-exp, which is exact:
+windows share exactly the token's own `w × w` cell. Three implementations compute the same:
 
-    A_i = (e^{l1} o1 + e^{l2} o2) / (e^{l1} + e^{l2})
-
-Gathering the up to 7·w² keys of every cell would copy each key seven times; an edge list with a scatter softmax needs
-`[tokens · keys]` memory. Here every key is copied once a pass, in chunks of windows that stay in cache, and the
-backward pass recomputes the scores, so the memory beyond q, k, v and the outputs of the passes is one chunk.
-
-Tokens are read and written as rows `[tokens · heads, head_channels]`: one `index_select` then brings a chunk into the
-layout of batched matrix products, without a transposition. Absent slots read another token of their window (never of
-another slide), are excluded as keys by a bias of minus infinity, and write to a spare row after the last one.
+    fused      one kernel per cell and head, for GPUs (`window_fused`, `window_kernels`)
+    merged     two passes over padded windows, merged by their log-sum-exp, for CPUs (`window_merged`)
+    gathered   the keys of both windows side by side, plain autograd: the reference (`window_gathered`)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from span_sparse.sparse import KernelMap, WindowMaps
-
-CHUNK_ELEMENTS = 2**17
-"""Scores at once on CPU (windows · heads · slots²): half a megabyte in float32, so that all stays in cache."""
-
-DEVICE_CHUNK_ELEMENTS = 2**26
-"""The same on other devices, which need large launches."""
-
-_ROWS = 1024
-"""Tokens whose products with a gradient are held at once."""
+from span_sparse.nn.execution import AttentionImplementation, current_execution
+from span_sparse.nn.positions import expanded_bias
+from span_sparse.nn.window_fused import fused_attention, supports
+from span_sparse.nn.window_gathered import gathered_attention
+from span_sparse.nn.window_merged import merged_attention
+from span_sparse.sparse import WindowMaps
 
 GATHERED_ROWS = 32
 """Up to so many tokens · heads on CPU the plain implementation is faster (0.8 against 1.2 ms, forward and backward)."""
@@ -44,18 +31,15 @@ GATHERED_ROWS = 32
 Reach = Literal["union", "regular", "shifted"]
 """Which windows a token attends to: both, or one of them (each contains the token itself)."""
 
-Implementation = Literal["merged", "gathered"]
-"""Passes merged by log-sum-exp with a backward pass of its own, or the keys side by side and autograd."""
-
 
 def window_attention(
     q: Float[Tensor, "tokens heads head_channels"],
     k: Float[Tensor, "tokens heads head_channels"],
     v: Float[Tensor, "tokens heads head_channels"],
-    bias: Float[Tensor, "heads slots slots"] | None,
+    bias: Float[Tensor, "heads side side"] | None,
     windows: WindowMaps,
     reach: Reach = "union",
-    implementation: Implementation | None = None,
+    implementation: AttentionImplementation | None = None,
 ) -> Float[Tensor, "tokens heads head_channels"]:
     """Attention inside windows, one softmax over all keys.
 
@@ -63,184 +47,34 @@ def window_attention(
         q: queries, not scaled.
         k: keys.
         v: values.
-        bias: added to the scaled scores, `[head, query slot, key slot]`, slots ordered as in `WindowMaps`; the same
-            table serves both windows because it depends on the displacement alone.
-        windows: tokens of every window.
+        bias: added to the scaled scores, by head and displacement `p_key − p_query + 2w − 1` (`side = 4w − 1`).
+        windows: which tokens see each other.
         reach: which windows.
         implementation: None chooses by device and size.
     """
+    chosen = implementation or choose(q.device, q.dtype, q.shape, windows.window_size)
+    if chosen == "fused":
+        return fused_attention(torch.stack([q, k, v], dim=1), bias, windows, reach)
     if bias is None:
-        slots = windows.regular.num_taps
-        bias = q.new_zeros(q.shape[1], slots, slots)
-    if implementation is None:
-        tiny = q.device.type == "cpu" and q.shape[0] * q.shape[1] <= GATHERED_ROWS
-        implementation = "gathered" if tiny else "merged"
-    if implementation == "gathered":
-        return gathered_attention(q, k, v, bias, windows, reach)
-    return _WindowAttention.apply(q, k, v, bias, windows, reach)  # pyright: ignore[reportReturnType]
+        bias = q.new_zeros(q.shape[1], 4 * windows.window_size - 1, 4 * windows.window_size - 1)
+    by_slots = expanded_bias(bias, windows.window_size)
+    if chosen == "gathered":
+        return gathered_attention(q, k, v, by_slots, windows, reach)
+    return merged_attention(q, k, v, by_slots, windows, reach)
 
 
-def own_cell_mask(window_size: int, device: torch.device) -> Bool[Tensor, "slots slots"]:
-    """Pairs of window slots that lie in the same cell."""
-    cell = torch.arange(4 * window_size**2, device=device) // window_size**2
-    return cell[:, None] == cell[None, :]
+def choose(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], window_size: int
+) -> AttentionImplementation:
+    """The implementation for `[tokens, heads, head_channels]` of this dtype and device.
 
-
-def _passes(bias: Tensor, windows: WindowMaps, reach: Reach) -> list[tuple[KernelMap, Tensor]]:
-    """The window sets with their bias; in a union, the shifted one excludes the own cell."""
-    if reach == "regular":
-        return [(windows.regular, bias)]
-    if reach == "shifted":
-        return [(windows.shifted, bias)]
-    excluded = own_cell_mask(windows.window_size, bias.device)
-    return [(windows.regular, bias), (windows.shifted, bias.masked_fill(excluded, -torch.inf))]
-
-
-class _Chunk(NamedTuple):
-    """Some windows of a pass.
-
-    Attributes:
-        present: which slots hold a token.
-        reads: row of every window, head and slot; absent slots name a token of their window.
-        writes: the same, but absent slots name the spare row.
+    What the execution settings name, if it can take them; else the kernel on CUDA, and on a CPU what is faster.
     """
-
-    present: Bool[Tensor, "windows slots"]
-    reads: Int64[Tensor, " rows"]
-    writes: Int64[Tensor, " rows"]
-
-
-def _chunks(kernel_map: KernelMap, num_heads: int) -> Iterator[_Chunk]:
-    table, spare = kernel_map.table, kernel_map.num_inputs * num_heads
-    elements = CHUNK_ELEMENTS if table.device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
-    heads = torch.arange(num_heads, device=table.device).unsqueeze(1)
-    for part in table.split(max(1, elements // (num_heads * table.shape[1] ** 2))):
-        present = part >= 0
-        tokens = torch.where(present, part, part.amax(dim=1, keepdim=True))
-        reads = tokens.unsqueeze(1) * num_heads + heads  # (windows, heads, slots)
-        writes = torch.where(present.unsqueeze(1), reads, spare)
-        yield _Chunk(present, reads.flatten(), writes.flatten())
-
-
-def _rows(tokens: Tensor) -> Tensor:
-    return tokens.contiguous().flatten(0, 1)  # (tokens · heads, head_channels)
-
-
-def _gather(rows: Tensor, index: Tensor, slots: int) -> Tensor:
-    return rows.index_select(0, index).unflatten(0, (-1, slots))  # (windows · heads, slots, ...)
-
-
-def _with_spare(rows: Tensor) -> Tensor:
-    """Uninitialised rows like `rows`, and the spare one."""
-    return rows.new_empty(len(rows) + 1, *rows.shape[1:])
-
-
-def _scores(queries: Tensor, keys: Tensor, bias: Tensor, present: Tensor) -> Tensor:
-    """`[windows · heads, query slots, key slots]`, of `bias`'s dtype, minus infinity for absent or excluded keys."""
-    absent = bias.new_zeros(present.shape).masked_fill_(~present, -torch.inf)
-    scores = (bias + absent[:, None, None, :]).flatten(0, 1)
-    scale = queries.shape[-1] ** -0.5
-    if scores.dtype == queries.dtype:
-        return scores.baddbmm_(queries, keys.mT, alpha=scale)
-    return scores.add_(queries @ keys.mT, alpha=scale)
-
-
-def _attend(rows: tuple[Tensor, Tensor, Tensor], passes: list[tuple[KernelMap, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What every row reads in all passes, and the log-sum-exp of its scores, both with a spare row."""
-    q, k, v = rows
-    bias = passes[0][1]
-    num_heads, slots = bias.shape[:2]
-    limits = torch.finfo(bias.dtype)
-    output, log_sums = _with_spare(q), _with_spare(q[:, :1].to(bias.dtype))
-    for number, (kernel_map, pass_bias) in enumerate(passes):
-        for present, reads, writes in _chunks(kernel_map, num_heads):
-            weights = _scores(_gather(q, reads, slots), _gather(k, reads, slots), pass_bias, present)
-            top = weights.amax(dim=-1, keepdim=True).clamp_(min=limits.min)
-            weights = weights.sub_(top).exp_()
-            total = weights.sum(dim=-1, keepdim=True)
-            read = (weights.to(v.dtype) @ _gather(v, reads, slots)).div_(total.clamp(min=limits.tiny))
-            log_sum = top.add_(total.log_())
-            if number:  # merge with the passes before
-                before = _gather(log_sums, writes, slots)
-                merged = torch.logaddexp(before, log_sum)
-                earlier = _gather(output, writes, slots).mul_((before - merged).exp_())
-                read = earlier.addcmul_(read, (log_sum - merged).exp_().to(read.dtype))
-                log_sum = merged
-            output.index_copy_(0, writes, read.flatten(0, 1))
-            log_sums.index_copy_(0, writes, log_sum.flatten(0, 1))
-    return output, log_sums
-
-
-class _WindowAttention(torch.autograd.Function):
-    """One pass a window set, merged by log-sum-exp; the backward pass uses the merged softmax in both."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, windows: WindowMaps, reach: Reach) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows = _rows(q), _rows(k), _rows(v)
-        output, log_sum = _attend(rows, _passes(_wide(bias, q), windows, reach))
-        log_sum[-1] = torch.inf  # absent queries: no weights in the backward pass
-        output = output[:-1].view_as(q)
-        ctx.save_for_backward(q, k, v, bias, output, log_sum)
-        ctx.windows, ctx.reach = windows, reach
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        query, key, value, bias, output, log_sum = ctx.saved_tensors
-        num_heads, slots = bias.shape[:2]
-        q, k, v, grad_rows = _rows(query), _rows(key), _rows(value), _rows(grad)
-        parts = zip(grad.split(_ROWS), output.split(_ROWS), strict=True)
-        mean_grad = torch.cat([(dy * y).sum(dim=-1) for dy, y in parts]).view(-1, 1).to(log_sum.dtype)  # Σ_j P_ij dP_ij
-        dq, dk, dv = _with_spare(q), _with_spare(k), _with_spare(v)
-        dbias = torch.zeros_like(bias, dtype=log_sum.dtype)
-        for number, (kernel_map, pass_bias) in enumerate(_passes(_wide(bias, q), ctx.windows, ctx.reach)):
-            store = Tensor.index_add_ if number else Tensor.index_copy_  # every pass reaches every token once
-            for present, reads, writes in _chunks(kernel_map, num_heads):
-                queries, keys = _gather(q, reads, slots), _gather(k, reads, slots)
-                weights = _scores(queries, keys, pass_bias, present).sub_(_gather(log_sum, writes, slots)).exp_()
-                grads = _gather(grad_rows, reads, slots)
-                store(dv, 0, writes, (weights.to(v.dtype).mT @ grads).flatten(0, 1))
-                dscores = (grads @ _gather(v, reads, slots).mT).to(weights.dtype)
-                dscores = dscores.sub_(_gather(mean_grad, reads, slots)).mul_(weights)
-                dbias += dscores.unflatten(0, (-1, num_heads)).sum(dim=0)
-                dscores = dscores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
-                store(dq, 0, writes, (dscores @ keys).flatten(0, 1))
-                store(dk, 0, writes, (dscores.mT @ queries).flatten(0, 1))
-        grads = (rows[:-1].view_as(query) for rows in (dq, dk, dv))
-        return (*grads, dbias.to(bias.dtype), None, None)
-
-
-def _wide(bias: Tensor, like: Tensor) -> Tensor:
-    """The statistics of the softmax are at least float32, whatever the tokens are."""
-    return bias.to(torch.promote_types(like.dtype, torch.float32))
-
-
-def gathered_attention(
-    q: Float[Tensor, "tokens heads head_channels"],
-    k: Float[Tensor, "tokens heads head_channels"],
-    v: Float[Tensor, "tokens heads head_channels"],
-    bias: Float[Tensor, "heads slots slots"] | None,
-    windows: WindowMaps,
-    reach: Reach = "union",
-) -> Float[Tensor, "tokens heads head_channels"]:
-    """The same attention, plainly: the keys of both windows laid side by side, one softmax, autograd.
-
-    Simple and differentiable any number of times; costs `[tokens, heads, 2 · slots, head_channels]` memory.
-    """
-    scale = q.shape[-1] ** -0.5
-    slots = windows.regular.num_taps
-    bias = q.new_zeros(q.shape[1], slots, slots) if bias is None else bias
-    scores, values = [], []
-    for kernel_map, pass_bias in _passes(bias, windows, reach):
-        table, slot = kernel_map.table, kernel_map.slots_of_inputs()
-        present = table >= 0
-        tokens = torch.where(present, table, table.amax(dim=1, keepdim=True))
-        absent = torch.zeros(table.shape, dtype=q.dtype, device=q.device).masked_fill(~present, -torch.inf)
-        queries, keys = (rows[tokens].transpose(1, 2) for rows in (q * scale, k))
-        by_window = queries @ keys.mT + pass_bias + absent[:, None, None, :]  # (windows, heads, slots, slots)
-        scores.append(by_window.transpose(1, 2).flatten(0, 1)[slot])  # (tokens, heads, slots)
-        in_window = v[tokens].transpose(1, 2)
-        values.append(in_window[slot // slots])  # (tokens, heads, slots, head_channels)
-    weights = torch.cat(scores, dim=-1).softmax(dim=-1)
-    return (weights.unsqueeze(-2) @ torch.cat(values, dim=-2)).squeeze(-2)
+    tokens, heads, channels = shape
+    asked = current_execution(device).attention
+    fits = supports(dtype, channels, window_size)
+    if asked is not None and (asked != "fused" or fits):
+        return asked
+    if device.type == "cuda" and fits:
+        return "fused"
+    return "gathered" if device.type == "cpu" and tokens * heads <= GATHERED_ROWS else "merged"

@@ -43,19 +43,19 @@ def load_spconv() -> ModuleType:
 
 
 def native_algorithm() -> Any:
-    """The gather-multiply-scatter algorithm, the only one that runs on CPU; also used to build maps on CUDA."""
+    """The gather-multiply-scatter algorithm: the only one that runs on a CPU, and convolutions use it on CUDA too."""
     load_spconv()
     from spconv.core import ConvAlgo
 
     return ConvAlgo.Native
 
 
-def convolution_algorithm(device: torch.device) -> Any:
-    """The algorithm convolutions use on `device`: implicit GEMM on CUDA, Native elsewhere."""
+def implicit_gemm_algorithm() -> Any:
+    """The algorithm whose indice maps are tables per tap; on CUDA only."""
     load_spconv()
     from spconv.core import ConvAlgo
 
-    return ConvAlgo.MaskImplicitGemm if device.type == "cuda" else ConvAlgo.Native
+    return ConvAlgo.MaskImplicitGemm
 
 
 def probe(device: str = "cpu") -> dict[str, Any]:
@@ -75,7 +75,7 @@ def probe(device: str = "cpu") -> dict[str, Any]:
     sites, _ = make_sites(coords, num_slides=1, multiple_of=2)
     layer = StridedConvolution(8, 16, kernel_size=2, stride=2).to(target)
     features = torch.randn(len(coords), 8, device=target, requires_grad=True)
-    outputs = layer(features, sites)
+    outputs = layer.convolve(features, sites)[2]
     outputs.square().sum().backward()
     dense = features.detach().reshape(1, 6, 4, 8).permute(0, 3, 1, 2).requires_grad_()
     expected = torch.nn.functional.conv2d(dense, layer.weight.detach().permute(0, 3, 1, 2), stride=2)
@@ -90,7 +90,7 @@ def probe(device: str = "cpu") -> dict[str, Any]:
     versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     return {
         "device": str(target),
-        "algorithm": convolution_algorithm(target).name,
+        "algorithm": native_algorithm().name,
         "version": next(
             (f"{name} {v}" for name, v in sorted(versions.items()) if name.startswith("spconv")), "unknown"
         ),

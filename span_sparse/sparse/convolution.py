@@ -1,12 +1,12 @@
-"""How does a dense strided convolution run on sparse sites, and how is it undone? spconv's, wrapped once.
+"""Strided sparse convolution and its inverse on indice maps; spconv's arithmetic, wrapped once.
 
     strided   y_o = b + Σ_k W_k x_{stride · o + dilation · k}            (absent inputs are zero)
     inverse   x_i = b + Σ_{(o, k): stride · o + dilation · k = i} W_k y_o    on the sites the strided one came from
 
-The wrapper deals with what spconv does silently (spconv 2.3.6 and 2.3.8): bias in evaluation mode fails on CPU, so
-the bias is ours; evaluation mode on CUDA drops the autograd graph, so spconv's layer stays in training mode (it has
-neither dropout nor running statistics); bfloat16 is unknown to it and CUDA autocast would compute in float16, so it
-runs outside autocast in the weights' dtype; output rows come in an order of its own, so they are sorted.
+Both read a map that is there already, as gathered products per tap (algorithm Native, the same on every device). The
+wrapper deals with what spconv does silently (spconv 2.3.6 and 2.3.8): bias in evaluation mode fails on CPU, so the bias
+is ours; evaluation mode on CUDA drops the autograd graph, so its function is called, not its module; bfloat16 is
+unknown to it and CUDA autocast would compute in float16, so it runs outside autocast in the weights' dtype.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
 from span_sparse.errors import BatchError
-from span_sparse.sparse.backend import convolution_algorithm, load_spconv, native_algorithm
-from span_sparse.sparse.indice_maps import KernelMap, kernel_map, padded_extents
-from span_sparse.sparse.sites import SparseSites, ordered_sites
+from span_sparse.sparse.backend import load_spconv, native_algorithm
+from span_sparse.sparse.indice_maps import KernelMap, strided_map
+from span_sparse.sparse.sites import SparseSites
 
 MAX_TENSOR_BYTES = 2**31 - 1
 """spconv addresses a feature tensor with int32."""
-
-_KEY = "down"
 
 
 class StridedConvolution(nn.Module):
@@ -59,7 +57,6 @@ class StridedConvolution(nn.Module):
             stride=stride,
             dilation=dilation,
             bias=False,
-            indice_key=_KEY,
             algo=native_algorithm(),
         )
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
@@ -69,38 +66,36 @@ class StridedConvolution(nn.Module):
         """The kernel, as spconv holds it."""
         return self.spconv.weight
 
-    def train(self, mode: bool = True) -> StridedConvolution:
-        """Keeps spconv's layer in training mode, where gradients exist on every device."""
-        super().train(mode)
-        self.spconv.train(True)
-        return self
-
-    def forward(self, features: Float[Tensor, "tokens in"], sites: SparseSites) -> Float[Tensor, "outputs out"]:
-        """Output features, rows ordered by (slide, row, col); see `convolve`."""
-        return self.convolve(features, sites)[2]
-
-    def convolve(
-        self, features: Float[Tensor, "tokens in"], sites: SparseSites
-    ) -> tuple[SparseSites, KernelMap, Float[Tensor, "outputs out"]]:
-        """Convolves.
-
-        Returns:
-            The output sites, the kernel map spconv used, and the output features, rows ordered by (slide, row, col).
+    def forward(self, features: Float[Tensor, "tokens in"], children: KernelMap) -> Float[Tensor, "outputs out"]:
+        """Output features along the map of a convolution of this kernel, stride and dilation.
 
         Raises:
             BatchError: the feature tensor exceeds what spconv can address (2 GiB).
         """
-        weight = self.weight
-        _check_size(features, weight)
-        self.spconv.algo = convolution_algorithm(features.device)
+        load_spconv()
+        from spconv.pytorch.functional import indice_conv
+
+        _check_size(features, self.weight)
+        pairs, counts = _as_pairs(children)
         with torch.autocast(features.device.type, enabled=False):
-            extents = padded_extents(sites, self.kernel_size, self.stride, self.dilation)
-            tensor = load_spconv().SparseConvTensor(features.to(weight.dtype), sites.coords, extents, sites.num_slides)
-            result = self.spconv(tensor)
-        outputs, order = ordered_sites(result.indices, sites.num_slides, tuple(result.spatial_shape))
-        table = kernel_map(result.indice_dict[_KEY], len(sites), order)
-        output = result.features[order]
-        return outputs, table, output if self.bias is None else output + self.bias
+            output = indice_conv(
+                features.to(self.weight.dtype), self.weight, pairs, counts, children.num_outputs, native_algorithm()
+            )
+        return output if self.bias is None else output + self.bias
+
+    def convolve(
+        self, features: Float[Tensor, "tokens in"], sites: SparseSites
+    ) -> tuple[SparseSites, KernelMap, Float[Tensor, "outputs out"]]:
+        """Builds the map and convolves along it.
+
+        Returns:
+            The output sites, their map, and the output features, rows ordered by (slide, row, col).
+
+        Raises:
+            BatchError: the feature tensor exceeds what spconv can address (2 GiB).
+        """
+        outputs, children = strided_map(sites, self.kernel_size, self.stride, self.dilation)
+        return outputs, children, self(features, children)
 
     def constant(self, rows: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """The output where every input of the neighbourhood is `rows`."""
@@ -164,9 +159,12 @@ def _check_size(features: Tensor, weight: Tensor) -> None:
 
 def _as_pairs(children: KernelMap) -> tuple[Int32[Tensor, "2 taps inputs"], Int32[Tensor, " taps"]]:
     """The map as spconv's Native pairs: compacted per tap, -1 filled, with counts."""
-    tap, output = (children.table.T >= 0).nonzero(as_tuple=True)
-    counts = torch.bincount(tap, minlength=children.num_taps)
-    position = torch.arange(len(tap), device=tap.device) - (counts.cumsum(0) - counts)[tap]
-    pairs = children.table.new_full((2, children.num_taps, children.num_inputs), -1)
-    pairs[0, tap, position], pairs[1, tap, position] = children.table[output, tap], output
-    return pairs.int(), counts.int()
+    table = children.table.T
+    active = table >= 0
+    position = active.cumsum(dim=1, dtype=torch.int32)
+    counts = position[:, -1].contiguous()
+    columns = torch.where(active, position - 1, children.num_inputs).long()  # absent inputs write to a spare column
+    pairs = table.new_full((2, children.num_taps, children.num_inputs + 1), -1)
+    outputs = torch.arange(children.num_outputs, dtype=table.dtype, device=table.device).expand_as(table)
+    pairs.scatter_(2, columns.expand(2, -1, -1), torch.stack([table, outputs]))
+    return pairs[..., :-1].contiguous(), counts

@@ -1,7 +1,7 @@
-"""Which inputs does each output of a sparse operation read? spconv's indice data as one plain table.
+"""Indice maps of sparse operations: which inputs each output reads, as one plain table.
 
-spconv describes a sparse convolution in two ways: `IndiceData` (algorithm Native; pairs compacted per tap) and
-`ImplicitGemmIndiceData` (CUDA's default; a table per tap). `KernelMap` is what both mean: for every output and every
+spconv describes a sparse convolution in two ways: pairs compacted per tap (algorithm Native, the only one on a CPU),
+and a table per tap (implicit GEMM, on CUDA up to 32 taps). `KernelMap` is what both mean: for every output and every
 tap of the kernel the input row, or -1. Convolution, depthwise convolution, up-sampling, window attention and the
 projection of scores back to patches all read this one type.
 
@@ -11,18 +11,22 @@ and under implicit GEMM from run to run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Int, Int32, Int64
 from torch import Tensor
 
-from span_sparse.sparse.backend import load_spconv, native_algorithm
+from span_sparse.sparse.backend import implicit_gemm_algorithm, load_spconv, native_algorithm
 from span_sparse.sparse.sites import SparseSites, ordered_sites
 
+MAX_IMPLICIT_TAPS = 32
+"""Kernels with more taps have no table of their own in spconv."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class KernelMap:
     """The inputs of every output of a sparse operation.
 
@@ -31,7 +35,7 @@ class KernelMap:
         num_inputs: rows of the input.
     """
 
-    table: Int64[Tensor, "outputs taps"]
+    table: Int32[Tensor, "outputs taps"]
     num_inputs: int
 
     @property
@@ -44,51 +48,41 @@ class KernelMap:
         """Positions of the kernel."""
         return self.table.shape[1]
 
+    @cached_property
     def active_counts(self) -> Int64[Tensor, " outputs"]:
         """Number of inputs each output reads, at least 1 for strided maps."""
         return (self.table >= 0).sum(dim=1)
 
+    @cached_property
     def transposed(self) -> KernelMap:
         """The same pairs seen from the inputs: which output each tap of each input leads to, or -1."""
-        output, tap = (self.table >= 0).nonzero(as_tuple=True)
-        table = self.table.new_full((self.num_inputs, self.num_taps), -1)
-        table[self.table[output, tap], tap] = output
-        return KernelMap(table, self.num_outputs)
+        table = self.table.new_full((self.num_inputs + 1, self.num_taps), -1)
+        outputs = torch.arange(self.num_outputs, dtype=table.dtype, device=table.device).unsqueeze(1)
+        rows = torch.where(self.table >= 0, self.table, self.num_inputs).long()  # absent inputs write to a spare row
+        table.scatter_(0, rows, outputs.expand(-1, self.num_taps))
+        return KernelMap(table[:-1], self.num_outputs)
 
+    @cached_property
     def slots_of_inputs(self) -> Int64[Tensor, " inputs"]:
         """Position `output · taps + tap` of each input, for a map that reads every input exactly once."""
-        flat = self.table.flatten()
-        active = (flat >= 0).nonzero().squeeze(1)
-        slots = torch.empty(self.num_inputs, dtype=torch.long, device=flat.device)
-        slots[flat[active]] = active
-        return slots
+        up = self.transposed.table
+        output, tap = up.max(dim=1)
+        return output.long() * self.num_taps + tap
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything that lies on the device."""
+        yield self.table
 
 
-def kernel_map(indice_data: Any, num_inputs: int, order: Int[Tensor, " outputs"]) -> KernelMap:
-    """Normalises spconv's indice data of either class.
-
-    Args:
-        indice_data: `IndiceData` or `ImplicitGemmIndiceData` as found in a sparse tensor's `indice_dict`.
-        num_inputs: rows of the input.
-        order: permutation that brings spconv's output rows into (slide, row, col) order.
-    """
-    if hasattr(indice_data, "pair_fwd"):
-        table = indice_data.pair_fwd.long().T
-    else:
-        table = pairs_to_table(indice_data.indice_pairs, len(order))
-    return KernelMap(table[order].contiguous(), num_inputs)
-
-
-def pairs_to_table(indice_pairs: Int[Tensor, "2 taps pairs"], num_outputs: int) -> Int64[Tensor, "outputs taps"]:
-    """Native's compacted pairs as a table.
+def pairs_to_table(indice_pairs: Int[Tensor, "2 taps pairs"], num_outputs: int) -> Int32[Tensor, "taps outputs"]:
+    """Native's compacted pairs as a table per tap.
 
     Pairs are taken by `>= 0`, never by spconv's counts, which cover only half of the taps of a submanifold map.
     """
-    inputs, outputs = indice_pairs.long()
-    table = torch.full((num_outputs, inputs.shape[0]), -1, dtype=torch.long, device=inputs.device)
-    tap, pair = (inputs >= 0).nonzero(as_tuple=True)
-    table[outputs[tap, pair], tap] = inputs[tap, pair]
-    return table
+    inputs, outputs = indice_pairs.unbind(0)
+    table = inputs.new_full((inputs.shape[0], num_outputs + 1), -1, dtype=torch.int32)
+    columns = torch.where(outputs >= 0, outputs, num_outputs).long()  # what is no pair writes -1 to a spare column
+    return table.scatter_(1, columns, inputs.int())[:, :-1]
 
 
 def strided_map(
@@ -108,30 +102,38 @@ def strided_map(
     Returns:
         The active outputs and the map from the inputs.
     """
-    load_spconv()
-    from spconv.pytorch import ops
-
     coords = sites.coords
     if offset:
         coords = (coords + coords.new_tensor([0, offset, offset])).contiguous()
     padded = padded_extents(sites, kernel_size, stride, dilation, offset)
-    out_coords, pairs, _ = ops.get_indice_pairs(
-        coords,
-        sites.num_slides,
-        padded,
-        native_algorithm(),
-        [kernel_size, kernel_size],
-        [stride, stride],
-        [0, 0],
-        [dilation, dilation],
-        [0, 0],
-        False,
-        False,
-    )
+    out_coords, table = _indice_table(coords, sites.num_slides, padded, kernel_size, stride, dilation)
     reach = dilation * (kernel_size - 1) + 1
-    extents = [(extent - reach) // stride + 1 for extent in padded]
-    outputs, order = ordered_sites(out_coords, sites.num_slides, (extents[0], extents[1]))
-    return outputs, KernelMap(pairs_to_table(pairs, len(out_coords))[order].contiguous(), len(sites))
+    rows, cols = ((extent - reach) // stride + 1 for extent in padded)
+    if coords.is_cuda:
+        from span_sparse.sparse.device_tables import reorder, site_keys
+
+        order = site_keys(out_coords, (rows, cols)).sort().indices
+        out_coords, ordered, offsets = reorder(out_coords, table, order, sites.num_slides)
+        return SparseSites(out_coords, sites.num_slides, (rows, cols), offsets), KernelMap(ordered, len(sites))
+    outputs, order = ordered_sites(out_coords, sites.num_slides, (rows, cols))
+    return outputs, KernelMap(table.T[order].contiguous(), len(sites))
+
+
+def _indice_table(
+    coords: Int32[Tensor, "tokens 3"], num_slides: int, extents: list[int], kernel_size: int, stride: int, dilation: int
+) -> tuple[Int32[Tensor, "outputs 3"], Int32[Tensor, "taps outputs"]]:
+    """Outputs of a strided convolution without padding, in spconv's order, and what each of their taps reads."""
+    load_spconv()
+    from spconv.pytorch import ops
+
+    shape = [kernel_size, kernel_size], [stride, stride], [0, 0], [dilation, dilation], [0, 0]
+    if coords.is_cuda and kernel_size**2 <= MAX_IMPLICIT_TAPS:
+        outputs, _, table, *_ = ops.get_indice_pairs_implicit_gemm(
+            coords, num_slides, extents, implicit_gemm_algorithm(), *shape, is_train=False, do_sort=False
+        )
+        return outputs, table
+    outputs, pairs, _ = ops.get_indice_pairs(coords, num_slides, extents, native_algorithm(), *shape)
+    return outputs, pairs_to_table(pairs, len(outputs))
 
 
 def padded_extents(sites: SparseSites, kernel_size: int, stride: int, dilation: int = 1, offset: int = 0) -> list[int]:
@@ -140,22 +142,17 @@ def padded_extents(sites: SparseSites, kernel_size: int, stride: int, dilation: 
     return [-(-(extent + offset) // stride) * stride + max(0, reach - stride) for extent in sites.extents]
 
 
-def neighbour_map(sites: SparseSites) -> KernelMap:
-    """The map of a submanifold 3 × 3 convolution: the active neighbours of every site, itself at tap 4."""
+def neighbour_map(sites: SparseSites) -> Int32[Tensor, "taps tokens"]:
+    """The map of a submanifold 3 × 3 convolution: the active neighbours of every site, itself at tap 4; a row a tap."""
     load_spconv()
     from spconv.pytorch import ops
 
-    out_coords, pairs, _ = ops.get_indice_pairs(
-        sites.coords,
-        sites.num_slides,
-        list(sites.extents),
-        native_algorithm(),
-        [3, 3],
-        [1, 1],
-        [1, 1],
-        [1, 1],
-        [0, 0],
-        True,
-        False,
-    )
-    return KernelMap(pairs_to_table(pairs, len(out_coords)), len(sites))
+    shape = [3, 3], [1, 1], [1, 1], [1, 1], [0, 0]
+    coords, extents = sites.coords, list(sites.extents)
+    if coords.is_cuda:
+        _, _, table, *_ = ops.get_indice_pairs_implicit_gemm(
+            coords, sites.num_slides, extents, implicit_gemm_algorithm(), *shape, True, is_train=False, do_sort=False
+        )
+        return table
+    _, pairs, _ = ops.get_indice_pairs(coords, sites.num_slides, extents, native_algorithm(), *shape, True)
+    return pairs_to_table(pairs, len(sites))

@@ -1,4 +1,4 @@
-"""Which lattice cells of a batch of slides are active, and in which order are their rows?
+"""Active lattice cells of a batch of slides, validated and ordered.
 
 spconv accepts duplicate, negative and out-of-range coordinates silently and then computes something else, so a batch is
 validated once, here, and everything after relies on it: int32, contiguous, unique, in range, ordered by
@@ -8,7 +8,9 @@ contiguous run of rows, and hides that spconv's own output order differs between
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Int, Int32
@@ -24,7 +26,7 @@ MAX_EXTENT = 2**30
 """Extents are rounded up to windows and strides afterwards and must stay int32."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SparseSites:
     """Active cells of one pyramid level of a batch, ordered by (slide, row, col).
 
@@ -32,16 +34,26 @@ class SparseSites:
         coords: `(slide, row, col)`.
         num_slides: slides in the batch.
         extents: rows and columns of the lattice at this level, the same for all slides of the batch.
-        counts: rows of each slide; they sum to `tokens`.
+        offsets: first row of every slide, and the number of rows at the end.
     """
 
     coords: Int32[Tensor, "tokens 3"]
     num_slides: int
     extents: tuple[int, int]
-    counts: tuple[int, ...]
+    offsets: Int32[Tensor, " bounds"]
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Rows of each slide, on the host: waits for the device, so nothing that runs on a GPU asks for it."""
+        return tuple(self.offsets.diff().tolist())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything that lies on the device."""
+        yield self.coords
+        yield self.offsets
 
 
 def site_keys(coords: Int[Tensor, "tokens 3"], extents: tuple[int, int]) -> Int[Tensor, " tokens"]:
@@ -53,22 +65,16 @@ def site_keys(coords: Int[Tensor, "tokens 3"], extents: tuple[int, int]) -> Int[
 def ordered_sites(
     coords: Int[Tensor, "tokens 3"], num_slides: int, extents: tuple[int, int]
 ) -> tuple[SparseSites, Int[Tensor, " tokens"]]:
-    """Sorts valid coordinates; returns the sites and the permutation with `sites.coords == coords[order]`.
+    """Sorts valid coordinates; returns the sites and the permutation with `sites.coords == coords[order]`."""
+    order = torch.sort(site_keys(coords, extents)).indices
+    ordered = coords[order].int().contiguous()
+    return SparseSites(ordered, num_slides, extents, slide_offsets(ordered, num_slides)), order
 
-    Raises:
-        BatchError: two rows name the same cell of the same slide.
-    """
-    keys, order = torch.sort(site_keys(coords, extents))
-    repeated = (keys[1:] == keys[:-1]).nonzero()
-    if len(repeated):
-        slide, row, col = coords[order[int(repeated[0])]].tolist()
-        raise BatchError(
-            f"cell (row {row}, col {col}) of slide {slide} of the batch occurs more than once ({len(repeated)} "
-            "repeated rows); a lattice cell holds one patch: remove duplicates (`span validate STORE` lists them)"
-        )
-    sorted_coords = coords[order].int().contiguous()
-    counts = torch.bincount(sorted_coords[:, 0].long(), minlength=num_slides)
-    return SparseSites(sorted_coords, num_slides, extents, tuple(counts.tolist())), order
+
+def slide_offsets(coords: Int[Tensor, "tokens 3"], num_slides: int) -> Int32[Tensor, " bounds"]:
+    """First row of every slide in ordered coordinates, and the number of rows at the end."""
+    bounds = torch.arange(num_slides + 1, dtype=coords.dtype, device=coords.device)
+    return torch.searchsorted(coords[:, 0].contiguous(), bounds, out_int32=True)
 
 
 def make_sites(
@@ -94,7 +100,7 @@ def make_sites(
         )
     if len(coords) == 0 or num_slides < 1:
         raise BatchError("the batch holds no patches; a slide without tissue cannot be classified")
-    low, high = (bound.tolist() for bound in torch.aminmax(coords, dim=0))
+    low, high = torch.stack(tuple(torch.aminmax(coords, dim=0))).tolist()
     if min(low) < 0 or high[0] >= num_slides:
         raise BatchError(
             f"coordinates must have slide in [0, {num_slides}) and row, col >= 0; "
@@ -107,6 +113,14 @@ def make_sites(
             "use fewer slides a batch or larger patches"
         )
     sites, order = ordered_sites(coords, num_slides, (rows, cols))
-    if 0 in sites.counts:
+    repeated = (sites.coords[1:] == sites.coords[:-1]).all(dim=1)
+    num_repeated, fewest = torch.stack([repeated.sum(), sites.offsets.diff().min()]).tolist()
+    if num_repeated:
+        slide, row, col = sites.coords[int(repeated.nonzero()[0])].tolist()
+        raise BatchError(
+            f"cell (row {row}, col {col}) of slide {slide} of the batch occurs more than once ({num_repeated} "
+            "repeated rows); a lattice cell holds one patch: remove duplicates (`span validate STORE` lists them)"
+        )
+    if fewest == 0:
         raise BatchError(f"slide {sites.counts.index(0)} of the batch has no patches; remove it from the batch")
     return sites, order

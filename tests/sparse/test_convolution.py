@@ -93,7 +93,7 @@ def test_depthwise_and_its_inverse_equal_grouped_convolutions(kernel: int, strid
     rows = torch.randn(len(outputs), 3, dtype=torch.float64, requires_grad=True)
     dense = densely(rows, outputs, outputs.extents)
     dense = conv_transpose2d(dense, grouped, stride=stride, dilation=dilation, groups=3)
-    ours = depthwise_convolution(rows, weight, children.transposed())
+    ours = depthwise_convolution(rows, weight, children.transposed)
     same_gradients(ours, at_sites(dense, sites), [rows, weight])
 
 
@@ -112,9 +112,9 @@ def test_gradcheck(kernel: int, dilation: int) -> None:
             layer, dict(zip(names, values, strict=True)), (rows, *arguments)
         )
 
-    for layer, rows, arguments in ((strided, fine, sites), (inverse, coarse, children)):
+    for layer, rows, arguments in ((strided, fine, children), (inverse, coarse, children)):
         assert torch.autograd.gradcheck(call(layer, arguments), (rows, *layer.parameters()))
-    back = children.transposed()
+    back = children.transposed
     assert torch.autograd.gradcheck(lambda x, w: depthwise_convolution(x, w, children), (fine, weight))
     assert torch.autograd.gradcheck(lambda x, w: depthwise_convolution(x, w, back), (coarse, weight))
 
@@ -141,7 +141,7 @@ def test_a_tensor_beyond_spconvs_limit_is_refused(monkeypatch: pytest.MonkeyPatc
     sites = sites_of(8)
     _, children = strided_map(sites, 2, 2)
     with pytest.raises(BatchError, match="8 tokens of 3 channels exceed spconv's limit"):
-        StridedConvolution(3, 3, kernel_size=2, stride=2)(torch.randn(8, 3), sites)
+        StridedConvolution(3, 3, kernel_size=2, stride=2)(torch.randn(8, 3), children)
     monkeypatch.setattr(convolution_module, "MAX_TENSOR_BYTES", 1)
     with pytest.raises(BatchError, match="exceed spconv's limit"):
         InverseConvolution(3, 3, kernel_size=2)(torch.randn(children.num_outputs, 3), children)

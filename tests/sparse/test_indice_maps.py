@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from span_sparse.sparse import SparseSites, StridedConvolution, make_sites, neighbour_map, strided_map, window_maps
-from span_sparse.sparse.indice_maps import kernel_map
+from span_sparse.sparse.indice_maps import KernelMap, pairs_to_table
 from span_sparse.sparse.windows import window_offsets
 
 cells = st.sets(st.tuples(st.integers(0, 1), st.integers(0, 13), st.integers(0, 10)), min_size=1, max_size=60)
@@ -44,7 +44,7 @@ def test_strided_map_is_sound_and_complete(rows: set[tuple[int, int, int]], shap
     assert found == expected
     assert outputs.coords.tolist() == [list(site) for site in sorted({site for site, _ in expected})]
     assert sum(outputs.counts) == len(outputs) == table.num_outputs
-    assert table.active_counts().tolist() == [
+    assert table.active_counts.tolist() == [
         sum(site == tuple(output) for site, _ in expected) for output in outputs.coords.tolist()
     ]
     if dilation == 1:  # a dilation that shares a factor with the stride leaves sites out by its definition
@@ -56,11 +56,11 @@ def test_strided_map_is_sound_and_complete(rows: set[tuple[int, int, int]], shap
 def test_transposed_holds_the_same_pairs(rows: set[tuple[int, int, int]], shape: tuple[int, int, int]) -> None:
     sites = sites_of(rows)
     outputs, table = strided_map(sites, *shape)
-    back = table.transposed()
+    back = table.transposed
     pairs = {(o, tap, i) for o, taps in enumerate(table.table.tolist()) for tap, i in enumerate(taps) if i >= 0}
     assert {(o, tap, i) for i, taps in enumerate(back.table.tolist()) for tap, o in enumerate(taps) if o >= 0} == pairs
     assert (back.num_outputs, back.num_inputs) == (len(sites), len(outputs))
-    assert torch.equal(back.transposed().table, table.table)
+    assert torch.equal(back.transposed.table, table.table)
 
 
 @settings(max_examples=40, deadline=None)
@@ -72,7 +72,7 @@ def test_neighbour_map_is_sound_and_complete(rows: set[tuple[int, int, int]]) ->
         [row_of.get((slide, row + tap // 3 - 1, col + tap % 3 - 1), -1) for tap in range(9)]
         for slide, row, col in sites.coords.tolist()
     ]
-    assert neighbour_map(sites).table.tolist() == expected
+    assert neighbour_map(sites).T.tolist() == expected
 
 
 @settings(max_examples=40, deadline=None)
@@ -99,27 +99,18 @@ def _origins(sites: SparseSites, shift: int, window_size: int) -> torch.Tensor:
     return torch.cat([places[:, :1], places[:, 1:] // (2 * window_size)], dim=1)
 
 
-def test_both_classes_of_indice_data_mean_the_same() -> None:
-    """Implicit GEMM's table, as spconv 2.3.6 lays it out (`pair_fwd [taps, outputs]`), against Native's pairs."""
-
-    class Native:
-        indice_pairs = torch.tensor([[[0, 2, -1], [1, -1, -1]], [[0, 1, -1], [0, -1, -1]]], dtype=torch.int32)
-
-    class ImplicitGemm:
-        pair_fwd = torch.tensor([[0, 2], [1, -1]], dtype=torch.int32)
-
-    order = torch.tensor([1, 0])
-    for data in (Native(), ImplicitGemm()):
-        normalised = kernel_map(data, 3, order)
-        assert normalised.table.tolist() == [[2, -1], [0, 1]]
-        assert normalised.num_inputs == 3
-        assert normalised.active_counts().tolist() == [1, 2]
+def test_pairs_become_a_table() -> None:
+    """Pairs as spconv 2.3.6 compacts them per tap, by hand."""
+    pairs = torch.tensor([[[0, 2, -1], [1, -1, -1]], [[0, 1, -1], [0, -1, -1]]], dtype=torch.int32)
+    assert pairs_to_table(pairs, 2).tolist() == [[0, 2], [1, -1]]
+    counted = KernelMap(pairs_to_table(pairs, 2).T.contiguous(), 3)
+    assert counted.active_counts.tolist() == [2, 1]
 
 
 def test_slots_of_inputs_invert_the_table() -> None:
     sites = sites_of({(0, 1, 1), (0, 1, 2), (1, 5, 4), (1, 4, 4)}, multiple_of=2)
     _, table = strided_map(sites, 2, 2)
-    assert table.table.flatten()[table.slots_of_inputs()].tolist() == list(range(len(sites)))
+    assert table.table.flatten()[table.slots_of_inputs].tolist() == list(range(len(sites)))
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -34,7 +34,7 @@ def test_levels_halve_and_lead_back(slides, num_levels: int, random) -> None:
     parents = torch.arange(len(fine))
     for depth, level in enumerate(pyramid.levels[1:], start=1):
         assert level.children is not None
-        up = level.children.transposed().table
+        up = level.children.transposed.table
         assert torch.equal((up >= 0).sum(dim=1), torch.ones(len(up), dtype=torch.long))  # exactly one parent each
         parents = up.amax(dim=1)[parents]
         ancestors = torch.cat([fine[:, :1], fine[:, 1:] >> depth], dim=1)

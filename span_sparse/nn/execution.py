@@ -1,0 +1,77 @@
+"""Execution settings: how a network is computed, apart from what it computes.
+
+They depend on the device and change results by rounding at most, so no checkpoint holds or compares them. Overridden in
+one place, for everything inside a block:
+
+    with execution(attention="merged"):
+        logits = network(features, coords, num_slides)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, Literal
+
+import torch
+
+from span_sparse.errors import ConfigError
+
+AttentionImplementation = Literal["fused", "merged", "gathered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a network is computed on one device.
+
+    Attributes:
+        attention: implementation of the window attention where it can take the tokens; None chooses by device and size.
+        score_elements: scores at once in the merged implementation (windows · heads · slots²).
+        gradient_rows: tokens whose products with a gradient are held at once there.
+        rows_at_once: rows of wide linear maps at once, without gradients.
+        head_groups: groups of heads that are attended to one after the other, without gradients.
+        recompute: whether the backward pass computes the layers again instead of finding in memory what they computed.
+        operators: whether sums over the slides of a batch are operators of ours, or loops over the slides.
+    """
+
+    attention: AttentionImplementation | None = None
+    score_elements: int = 2**26
+    gradient_rows: int = 2**30
+    rows_at_once: int = 2**30
+    head_groups: int = 1
+    recompute: bool = False
+    operators: bool = True
+
+
+DEVICE: Final = Execution()
+"""GPUs want few, large launches."""
+
+CPU: Final = Execution(score_elements=2**17, gradient_rows=2**10, rows_at_once=2**11, head_groups=4, operators=False)
+"""Half a megabyte of scores, 8 MB of 1,024 channels: what is worked on stays in a CPU's cache."""
+
+_overrides: ContextVar[dict[str, Any]] = ContextVar("execution overrides", default={})  # noqa: B039 (never mutated)
+
+
+def current_execution(device: torch.device) -> Execution:
+    """The settings for a device, with what the innermost `execution` blocks override."""
+    return replace(CPU if device.type == "cpu" else DEVICE, **_overrides.get())
+
+
+@contextmanager
+def execution(**settings: Any) -> Iterator[None]:
+    """Overrides some settings inside a block, on every device.
+
+    Raises:
+        ConfigError: a setting of another name.
+    """
+    known = [field.name for field in fields(Execution)]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ConfigError(f"execution: unknown setting {unknown[0]!r}; expected one of {', '.join(known)}")
+    token = _overrides.set({**_overrides.get(), **settings})
+    try:
+        yield
+    finally:
+        _overrides.reset(token)

@@ -1,0 +1,219 @@
+"""Operations on the rows of each slide of a batch, without a loop over slides on the device.
+
+    slide_matmul    y_u = M_{slide(u)} x_u
+    slide_outer     Y_s = Σ_{u ∈ s} a_u ⊗ x_u
+    slide_softmax   p_u = softmax over the rows of u's slide (and further entries of the slide)
+
+The first two are each other's gradients. The rows of a slide are contiguous, `sites.coords` says whose a row is and
+`sites.offsets` where a slide begins. Registered as operators `span_sparse::slide_*`; on a CPU they loop over the slides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from span_sparse.nn.execution import current_execution
+from span_sparse.sparse import SparseSites
+from span_sparse.sparse.operators import operator
+
+
+def _matmul_fake(rows: Tensor, matrices: Tensor, coords: Tensor, offsets: Tensor, wide: bool = False) -> Tensor:
+    return rows.new_empty(rows.shape[0], matrices.shape[1], dtype=_result_dtype(rows, wide))
+
+
+def _matmul_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _matmul_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    rows, matrices, coords, offsets = ctx.saved_tensors
+    grad = grad.to(rows.dtype)
+    by_rows = _matmul(grad, matrices.mT, coords, offsets) if ctx.needs_input_grad[0] else None
+    by_matrices = _outer(grad, rows, coords, offsets).to(matrices.dtype) if ctx.needs_input_grad[1] else None
+    return by_rows, by_matrices, None, None, None
+
+
+@operator(
+    "slide_matmul",
+    "(Tensor rows, Tensor matrices, Tensor coords, Tensor offsets, bool wide=False) -> Tensor",
+    fake=_matmul_fake,
+    gradient=_matmul_gradient,
+    context=_matmul_context,
+)
+def _matmul(rows: Tensor, matrices: Tensor, coords: Tensor, offsets: Tensor, wide: bool = False) -> Tensor:
+    dtype = _result_dtype(rows, wide)
+    if _has_kernels(rows):
+        from span_sparse.nn.slide_kernels import launch_matmul
+
+        return launch_matmul(rows, matrices, coords[:, 0], dtype)
+    parts = zip(rows.split(_counts(offsets)), matrices, strict=True)
+    return torch.cat([slide.to(dtype) @ matrix.to(dtype).T for slide, matrix in parts])
+
+
+def _outer_fake(weights: Tensor, rows: Tensor, coords: Tensor, offsets: Tensor) -> Tensor:
+    dtype = _sum_dtype(weights, rows)
+    return rows.new_empty(offsets.shape[0] - 1, weights.shape[1], rows.shape[1], dtype=dtype)
+
+
+def _outer_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _outer_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    weights, rows, coords, offsets = ctx.saved_tensors
+    by_weights = by_rows = None
+    if ctx.needs_input_grad[0]:
+        by_weights = _matmul(rows, grad.to(rows.dtype), coords, offsets, True).to(weights.dtype)
+    if ctx.needs_input_grad[1]:
+        by_rows = _matmul(weights.to(rows.dtype), grad.mT.to(rows.dtype), coords, offsets)
+    return by_weights, by_rows, None, None
+
+
+@operator(
+    "slide_outer",
+    "(Tensor weights, Tensor rows, Tensor coords, Tensor offsets) -> Tensor",
+    fake=_outer_fake,
+    gradient=_outer_gradient,
+    context=_outer_context,
+)
+def _outer(weights: Tensor, rows: Tensor, coords: Tensor, offsets: Tensor) -> Tensor:
+    dtype = _sum_dtype(weights, rows)
+    if _has_kernels(rows):
+        from span_sparse.nn.slide_kernels import launch_outer
+
+        return launch_outer(weights, rows, coords[:, 0], offsets, dtype)
+    counts = _counts(offsets)
+    parts = zip(weights.to(dtype).split(counts), rows.to(dtype).split(counts), strict=True)
+    return torch.stack([factors.T @ slide for factors, slide in parts])
+
+
+def _softmax_fake(scores: Tensor, others: Tensor, coords: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(scores), torch.empty_like(others)
+
+
+def _softmax_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output, *inputs[2:])
+
+
+def _softmax_gradient(ctx: Any, grad: Tensor, grad_others: Tensor) -> tuple[Tensor | None, ...]:
+    weights, others, coords, offsets = ctx.saved_tensors
+    ones = weights.new_ones(len(weights), 1)
+    product, product_others = weights * grad, others * grad_others
+    mean = _outer(product, ones, coords, offsets)[..., 0] + product_others.sum(dim=1)
+    by_row = _matmul(ones, mean.unsqueeze(-1), coords, offsets)
+    return product - weights * by_row, product_others - others * mean.unsqueeze(1), None, None
+
+
+@operator(
+    "slide_softmax",
+    "(Tensor scores, Tensor others, Tensor coords, Tensor offsets) -> (Tensor, Tensor)",
+    fake=_softmax_fake,
+    gradient=_softmax_gradient,
+    context=_softmax_context,
+)
+def _softmax(scores: Tensor, others: Tensor, coords: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    if _has_kernels(scores):
+        from span_sparse.nn.slide_kernels import launch_log_sums, launch_normalise
+
+        scores, others = scores.contiguous(), others.contiguous()
+        log_sums = launch_log_sums(scores, others, coords[:, 0], offsets)
+        return launch_normalise(scores, log_sums, coords[:, 0]), (others - log_sums.unsqueeze(1)).exp()
+    return _plain_softmax(scores, others, _counts(offsets))
+
+
+def _plain_softmax(scores: Tensor, others: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    ours, theirs = [], []
+    for slide, further in zip(scores.split(list(counts)), others, strict=True):
+        weights = torch.cat([slide, further]).softmax(dim=0)
+        ours.append(weights[: len(slide)])
+        theirs.append(weights[len(slide) :])
+    return torch.cat(ours), torch.stack(theirs)
+
+
+def _result_dtype(rows: Tensor, wide: bool) -> torch.dtype:
+    return torch.promote_types(rows.dtype, torch.float32) if wide else rows.dtype
+
+
+def _sum_dtype(weights: Tensor, rows: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(rows.dtype, weights.dtype), torch.float32)
+
+
+def _counts(offsets: Int32[Tensor, " bounds"]) -> list[int]:
+    return offsets.diff().tolist()
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    return tensor.is_cuda and tensor.dtype != torch.float64
+
+
+def slide_matmul(
+    rows: Float[Tensor, "tokens width"], matrices: Float[Tensor, "slides columns width"], sites: SparseSites
+) -> Float[Tensor, "tokens columns"]:
+    """Multiplies every row with the matrix of its slide; accumulates in float32, the result has the rows' dtype."""
+    return _slide_matmul(rows, matrices, sites, wide=False)
+
+
+def slide_scores(
+    rows: Float[Tensor, "tokens width"], matrices: Float[Tensor, "slides columns width"], sites: SparseSites
+) -> Float[Tensor, "tokens columns"]:
+    """`slide_matmul` with a result of at least float32, for a softmax."""
+    return _slide_matmul(rows, matrices, sites, wide=True)
+
+
+def _slide_matmul(rows: Tensor, matrices: Tensor, sites: SparseSites, *, wide: bool) -> Tensor:
+    if current_execution(rows.device).operators:
+        return _matmul(rows, matrices.to(rows.dtype), sites.coords, sites.offsets, wide)
+    dtype = _result_dtype(rows, wide)
+    parts = zip(rows.to(dtype).split(sites.counts), matrices.to(dtype), strict=True)
+    return torch.cat([slide @ matrix.T for slide, matrix in parts])
+
+
+def slide_outer(
+    weights: Float[Tensor, "tokens columns"], rows: Float[Tensor, "tokens width"], sites: SparseSites
+) -> Float[Tensor, "slides columns width"]:
+    """Sums the products of weights and rows over every slide: `columns` weighted sums of its rows."""
+    if current_execution(rows.device).operators:
+        return _outer(weights, rows, sites.coords, sites.offsets)
+    dtype = _sum_dtype(weights, rows)
+    parts = zip(weights.to(dtype).split(sites.counts), rows.to(dtype).split(sites.counts), strict=True)
+    return torch.stack([factors.T @ slide for factors, slide in parts])
+
+
+def slide_softmax(
+    scores: Float[Tensor, "tokens columns"], others: Float[Tensor, "slides others columns"], sites: SparseSites
+) -> tuple[Float[Tensor, "tokens columns"], Float[Tensor, "slides others columns"]]:
+    """Softmax of every column over the rows of a slide and its further entries together."""
+    if current_execution(scores.device).operators:
+        return _softmax(scores, others, sites.coords, sites.offsets)
+    return _plain_softmax(scores, others, sites.counts)
+
+
+def slide_mean(rows: Float[Tensor, "tokens width"], sites: SparseSites) -> Float[Tensor, "slides width"]:
+    """The mean of the rows of every slide."""
+    if not current_execution(rows.device).operators:
+        return torch.stack([slide.mean(dim=0) for slide in rows.split(sites.counts)])
+    total = slide_outer(rows.new_ones(len(rows), 1), rows, sites)[:, 0]
+    return total / sites.offsets.diff().unsqueeze(1)
+
+
+def slide_max(rows: Float[Tensor, "tokens width"], sites: SparseSites) -> Float[Tensor, "slides width"]:
+    """The largest entry of every column of a slide's rows."""
+    if not current_execution(rows.device).operators:
+        return torch.stack([slide.amax(dim=0) for slide in rows.split(sites.counts)])
+    if sites.num_slides == 1:
+        return rows.amax(dim=0, keepdim=True)
+    index = sites.coords[:, :1].long().expand_as(rows)
+    start = rows.new_full((sites.num_slides, rows.shape[1]), -torch.inf)
+    return start.scatter_reduce(0, index, rows, "amax", include_self=False)
+
+
+def to_rows(values: Float[Tensor, "slides width"], sites: SparseSites) -> Float[Tensor, "tokens width"]:
+    """The values of its slide for every row."""
+    if sites.num_slides == 1:
+        return values.expand(len(sites), -1)
+    return slide_matmul(values.new_ones(len(sites), 1), values.unsqueeze(-1), sites)
