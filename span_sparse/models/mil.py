@@ -20,6 +20,7 @@ from span_sparse.nn import (
     MultiAttentionHead,
     PyramidPoolingHead,
     StageOutput,
+    execution,
     reads_locals,
 )
 from span_sparse.sparse import Pyramid
@@ -63,7 +64,8 @@ class SpanMil(nn.Module):
         self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int
     ) -> Float[Tensor, "slides outputs"]:
         """Outputs of every slide; see `run` for the arguments."""
-        return self.run(features, place, num_slides).logits
+        with execution(keep_attention=False):
+            return self.run(features, place, num_slides).logits
 
     def prepare(self, place: Place, num_slides: int) -> Pyramid:
         """The geometry of a batch for this network, all of it, to be given to `forward` in place of coordinates."""

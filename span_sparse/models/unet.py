@@ -22,7 +22,7 @@ from span_sparse.models.assembly import (
 )
 from span_sparse.models.config import SpanUnetConfig
 from span_sparse.models.mil import check_features
-from span_sparse.nn import DecoderStage, PyramidDecoder, StageOutput, TokenTransition, UpSampling
+from span_sparse.nn import DecoderStage, PyramidDecoder, StageOutput, TokenTransition, UpSampling, execution
 from span_sparse.sparse import Pyramid
 
 
@@ -68,7 +68,8 @@ class SpanUnet(nn.Module):
         self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int
     ) -> Float[Tensor, "tokens outputs"]:
         """Outputs of every patch, in the caller's order; see `run` for the arguments."""
-        return self.run(features, place, num_slides).logits
+        with execution(keep_attention=False):
+            return self.run(features, place, num_slides).logits
 
     def prepare(self, place: Place, num_slides: int) -> Pyramid:
         """The geometry of a batch for this network, all of it, to be given to `forward` in place of coordinates."""

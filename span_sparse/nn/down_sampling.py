@@ -24,8 +24,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from span_sparse.errors import ConfigError
+from span_sparse.nn.add_norm import add_norm
+from span_sparse.nn.execution import current_execution
 from span_sparse.nn.token_transition import TokenStrategy, TokenTransition
 from span_sparse.sparse import KernelMap, Level, StridedConvolution, depthwise_convolution
+from span_sparse.sparse.operators import on_device
 
 DownKind = Literal["patchconv", "dwpatchconv", "patchmerge"]
 NormPosition = Literal["pre", "post"]
@@ -70,8 +73,9 @@ class DepthwiseConvolution(nn.Module):
     def forward(
         self, features: Float[Tensor, "tokens channels"], kernel_map: KernelMap
     ) -> Float[Tensor, "outputs channels"]:
-        """Sums each output's inputs, weighted by tap and channel, in the weights' dtype whatever autocast says."""
-        output = depthwise_convolution(features.to(self.weight.dtype), self.weight, kernel_map)
+        """Sums each output's inputs, weighted by tap and channel; on a CPU in the weights' dtype."""
+        features = features if on_device(features) else features.to(self.weight.dtype)
+        output = depthwise_convolution(features, self.weight, kernel_map)
         return output if self.bias is None else output + self.bias
 
     def constant(self, rows: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:
@@ -106,18 +110,25 @@ class ConvolutionOperator(nn.Module):
 
     def forward(self, features: Float[Tensor, "tokens in"], children: KernelMap) -> Float[Tensor, "outputs out"]:
         """Condenses the rows along `children`."""
-        normed = self.input_norm(features)
+        normed = _normed(features, self.input_norm)
         output = self.convolution(normed, children)
         if self.edge_mode == "count":
             output = output / children.active_counts.unsqueeze(1)
         elif self.edge_mode == "partial":
             active = (children.table >= 0).to(output.dtype)
             output = output / (active @ self.convolution.tap_magnitudes()).clamp(min=self.edge_eps)
-        return self.output_norm(output)
+        return _normed(output, self.output_norm)
 
     def constant(self, rows: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """The operator on a constant neighbourhood without edge correction."""
         return self.output_norm(self.convolution.constant(self.input_norm(rows)))
+
+
+def _normed(rows: Tensor, norm: nn.Module) -> Tensor:
+    """The rows' LayerNorm, where there is one."""
+    if isinstance(norm, nn.LayerNorm) and current_execution(rows.device).operators and rows.dtype != torch.float64:
+        return add_norm(rows, None, norm)[1]
+    return norm(rows)
 
 
 class MergeOperator(nn.Module):

@@ -9,6 +9,7 @@ one place, for everything inside a block:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ from typing import Any, Final, Literal
 import torch
 
 from span_sparse.errors import ConfigError
+from span_sparse.sparse.operators import is_device
 
 AttentionImplementation = Literal["fused", "merged", "gathered"]
 
@@ -33,6 +35,7 @@ class Execution:
         rows_at_once: rows of wide linear maps at once, without gradients.
         head_groups: groups of heads that are attended to one after the other, without gradients.
         recompute: whether the backward pass computes the layers again instead of finding in memory what they computed.
+        keep_attention: whether the weights of the global tokens' attention are needed afterwards (`StageOutput`).
         operators: whether sums over the slides of a batch are operators of ours, or loops over the slides.
     """
 
@@ -43,6 +46,7 @@ class Execution:
     head_groups: int = 1
     recompute: bool = False
     operators: bool = True
+    keep_attention: bool = True
 
 
 DEVICE: Final = Execution()
@@ -51,12 +55,17 @@ DEVICE: Final = Execution()
 CPU: Final = Execution(score_elements=2**17, gradient_rows=2**10, rows_at_once=2**11, head_groups=4, operators=False)
 """Half a megabyte of scores, 8 MB of 1,024 channels: what is worked on stays in a CPU's cache."""
 
-_overrides: ContextVar[dict[str, Any]] = ContextVar("execution overrides", default={})  # noqa: B039 (never mutated)
+_overrides: ContextVar[tuple[tuple[str, Any], ...]] = ContextVar("execution overrides", default=())
+
+
+@functools.cache
+def _settings(is_cpu: bool, overrides: tuple[tuple[str, Any], ...]) -> Execution:
+    return replace(CPU if is_cpu else DEVICE, **dict(overrides))
 
 
 def current_execution(device: torch.device) -> Execution:
     """The settings for a device, with what the innermost `execution` blocks override."""
-    return replace(CPU if device.type == "cpu" else DEVICE, **_overrides.get())
+    return _settings(not is_device(device), _overrides.get())
 
 
 @contextmanager
@@ -70,7 +79,7 @@ def execution(**settings: Any) -> Iterator[None]:
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise ConfigError(f"execution: unknown setting {unknown[0]!r}; expected one of {', '.join(known)}")
-    token = _overrides.set({**_overrides.get(), **settings})
+    token = _overrides.set(tuple((dict(_overrides.get()) | settings).items()))
     try:
         yield
     finally:

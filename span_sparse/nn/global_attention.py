@@ -9,14 +9,15 @@ projections are absorbed into the globals, head by head: with `c_g = W_kᵀ q_g`
     q_g·k_u = c_g·u + const,     Σ_u a_u v_u = W_v (Σ_u a_u u) + b_v     where Σ_u a_u = 1
 
 That is the same arithmetic re-associated: the cost falls from `6·N·D²` to `6·N·T·H·D` operations for N locals and T
-globals. The constant, `q_g·b_k`, is common to all keys and cancels in the softmax. With T = 1 a local's softmax over one
-global is 1, and no product with the locals is needed at all.
+globals. The constant, `q_g·b_k`, is common to all keys and cancels in the softmax. With T = 1 a local's softmax over
+one global is 1, and no product with the locals is needed at all.
 
 Rotary positions stand between projection and product, so with them nothing can be absorbed (`projected_attention`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from span_sparse.nn.positions import rotate
-from span_sparse.nn.slides import slide_matmul, slide_outer, slide_scores, slide_softmax, to_rows
+from span_sparse.nn.slides import slide_attention, slide_matmul, slide_outer, slide_scores, slide_softmax, to_rows
 from span_sparse.sparse import SparseSites
 
 
@@ -83,45 +84,48 @@ def global_attention(
         read_by_locals: False where nothing after this reads the locals.
     """
     query, key, value = projections
-    num_globals = global_tokens.shape[1]
     scale = (local_tokens.shape[1] // num_heads) ** -0.5
-    queries = _heads(query(global_tokens), num_heads) * scale
-    absorbed = torch.einsum("sghd,hdc->sghc", queries, _by_head(key.weight, num_heads)).flatten(1, 2)
-    weights, among = slide_softmax(
-        slide_scores(local_tokens, absorbed, sites), _scores_among(global_tokens, absorbed), sites
-    )
-    pooled = slide_outer(weights, local_tokens, sites) + torch.einsum(
-        "sum,suc->smc", among, global_tokens.to(among.dtype)
-    )
-    pooled = pooled.to(global_tokens.dtype).unflatten(1, (num_globals, num_heads))
-    from_all = torch.einsum("sghc,hdc->sghd", pooled, _by_head(value.weight, num_heads)).flatten(2)
-    # keys' biases have no influence; they stay in the graph (gradient zero), so that on every device and under DDP the
-    # same parameters take part
-    from_all = from_all + torch.add(value.bias, key.bias, alpha=0)
+    queries = _per_head(query(global_tokens) * scale, num_heads)
+    absorbed = _per_row(torch.bmm(queries, _by_head(key.weight, num_heads)), global_tokens.shape)
+    pooled, weights = slide_attention(local_tokens, global_tokens, absorbed, sites)
+    means = pooled.to(global_tokens.dtype).unflatten(1, (-1, num_heads)).permute(2, 0, 1, 3).flatten(1, 2)
+    from_all = torch.bmm(means, _by_head(value.weight, num_heads).mT)  # (heads, slides · globals, head_channels)
+    # the keys' bias has no influence; it stays in the graph, with gradient zero, so that on every device and under DDP
+    # the same parameters take part
+    from_all = from_all.transpose(0, 1).reshape(global_tokens.shape) + torch.add(value.bias, key.bias, alpha=0)
     read = None
     if read_by_locals:
-        read = _read_globals(local_tokens, query, _heads(key(global_tokens), num_heads), value(global_tokens), sites)
-    return GlobalExchange(read, from_all, weights.T.unflatten(0, (num_globals, num_heads)))
+        read = _read_globals(local_tokens, projections, global_tokens, num_heads, sites)
+    return GlobalExchange(read, from_all, weights.T.unflatten(0, (-1, num_heads)))
+
+
+def _per_head(rows: Tensor, num_heads: int) -> Float[Tensor, "heads rows head_channels"]:
+    """`[slides, globals, channels]` head by head, for batched products with a head's weights."""
+    return rows.flatten(0, 1).unflatten(-1, (num_heads, -1)).transpose(0, 1)
+
+
+def _per_row(rows: Float[Tensor, "heads rows channels"], shape: Sequence[int]) -> Float[Tensor, "slides rows channels"]:
+    """One row a slide, global and head of what `_per_head` began; `shape` is that of the globals."""
+    num_slides, num_globals, _ = shape
+    return rows.unflatten(1, (num_slides, num_globals)).permute(1, 2, 0, 3).flatten(1, 2)
 
 
 def _by_head(weight: Tensor, num_heads: int) -> Tensor:
     return weight.unflatten(0, (num_heads, -1))
 
 
-def _scores_among(global_tokens: Tensor, absorbed: Tensor) -> Tensor:
-    """Scores of the globals as keys, `[slides, globals, rows]`, at least float32 as those of the locals."""
-    scores = torch.einsum("suc,smc->sum", global_tokens, absorbed)
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
-def _read_globals(local_tokens: Tensor, query: nn.Linear, keys: Tensor, values: Tensor, sites: SparseSites) -> Tensor:
+def _read_globals(
+    local_tokens: Tensor, projections: Projections, global_tokens: Tensor, num_heads: int, sites: SparseSites
+) -> Tensor:
     """What every local token reads from the globals of its slide."""
-    num_globals, num_heads, channels = keys.shape[1:]
-    if num_globals == 1:
+    query, key, value = projections
+    values = value(global_tokens)
+    if global_tokens.shape[1] == 1:
         return to_rows(values[:, 0], sites)
-    scale = channels**-0.5
-    absorbed = torch.einsum("sghd,hdc->sghc", keys, _by_head(query.weight, num_heads)).flatten(1, 2) * scale
-    offset = torch.einsum("sghd,hd->sgh", keys, _heads(query.bias, num_heads)).flatten(1) * scale
+    scale = (local_tokens.shape[1] // num_heads) ** -0.5
+    keys = _per_head(key(global_tokens) * scale, num_heads)
+    absorbed = _per_row(torch.bmm(keys, _by_head(query.weight, num_heads)), global_tokens.shape)
+    offset = _per_row(torch.bmm(keys, _by_head(query.bias, num_heads).unsqueeze(-1)), global_tokens.shape)[..., 0]
     scores = slide_scores(local_tokens, absorbed, sites) + to_rows(offset, sites)
     return _weighted_values(scores, _heads(values, num_heads), sites)
 
@@ -158,9 +162,9 @@ def projected_attention(
         local_q, local_k = (rotate(_heads(rows, num_heads), places).flatten(1) for rows in (local_q, local_k))
     for_locals = _weighted_values(slide_scores(local_q, _head_rows(global_k * scale), sites), global_v, sites)
     asking = _head_rows(global_q * scale)
-    weights, among = slide_softmax(
-        slide_scores(local_k, asking, sites), _scores_among(global_k.flatten(2), asking), sites
-    )
+    among = torch.einsum("suc,smc->sum", global_k.flatten(2), asking)
+    scores = slide_scores(local_k, asking, sites)
+    weights, among = slide_softmax(scores, among.to(scores.dtype), sites)
     pooled = slide_outer(weights, local_v, sites) + torch.einsum(
         "sum,suc->smc", among, global_v.flatten(2).to(among.dtype)
     )

@@ -1,8 +1,9 @@
 """Triton kernels over the rows of slides that lie one after the other in a batch.
 
-Rows are handled in blocks. Along the order of the rows, block `b` and slide `s` form a staircase, so `b + s` numbers the
-pieces of slides in blocks without a gap: where a sum over a slide is split, piece `b + s` holds the part of slide `s` in
-block `b`, and the parts of a slide are added in their order. Nothing is written twice; results repeat bit for bit.
+Rows are handled in blocks. Along the order of the rows, block `b` and slide `s` form a staircase, so `b + s` numbers
+the pieces of slides in blocks without a gap: where a sum over a slide is split, piece `b + s` holds the part of slide
+`s` in block `b`, and the parts of a slide are added in their order. Nothing is written twice, and results repeat bit for
+bit.
 """
 
 # pyright: reportUnknownParameterType=none, reportMissingParameterType=none
@@ -59,8 +60,8 @@ def _matmul(
 
 @triton.jit(do_not_specialize=["num_rows", "block"])
 def _outer(
-    weights, rows, slides, offsets, parts, num_rows, block, num_weights, width, stride_row, slide_stride,
-    ROWS: tl.constexpr, WEIGHTS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    weights, log_sums, rows, slides, offsets, parts, num_rows, block, num_weights, width, stride_row, slide_stride,
+    SCORES: tl.constexpr, ROWS: tl.constexpr, WEIGHTS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * block
     end = min(first + block, num_rows)
@@ -70,6 +71,8 @@ def _outer(
         begin = max(first, tl.load(offsets + number))
         stop = min(end, tl.load(offsets + number + 1))
         total = tl.zeros([WEIGHTS, WIDTH], tl.float32)
+        if SCORES:
+            log_sum = tl.load(log_sums + number * num_weights + weight, mask=weight < num_weights, other=0.0)
         for start in range(begin, stop, ROWS):
             row = start + tl.arange(0, ROWS)
             valid = row < stop
@@ -79,8 +82,10 @@ def _outer(
             )  # fmt: skip
             factors = tl.load(
                 weights + row.to(tl.int64)[:, None] * num_weights + weight[None, :],
-                mask=valid[:, None] & (weight < num_weights)[None, :], other=0.0,
+                mask=valid[:, None] & (weight < num_weights)[None, :], other=float("-inf") if SCORES else 0.0,
             )  # fmt: skip
+            if SCORES:
+                factors = tl.exp(factors - log_sum[None, :])
             total += tl.dot(tl.trans(factors).to(values.dtype), values, input_precision=PRECISION)
         place = (tl.program_id(0) + number).to(tl.int64) * num_weights
         tl.store(
@@ -90,8 +95,12 @@ def _outer(
 
 
 @triton.jit(do_not_specialize=["block"])
-def _add_parts(parts, offsets, output, block, entries, PARTS: tl.constexpr, ENTRIES: tl.constexpr):
+def _add_parts(
+    parts, others, other_scores, log_sums, offsets, output, block, num_weights, width, num_others,
+    HAS_OTHERS: tl.constexpr, PARTS: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
     slide = tl.program_id(0)
+    entries = num_weights * width
     entry = tl.program_id(1) * ENTRIES + tl.arange(0, ENTRIES)
     first = tl.load(offsets + slide) // block + slide
     last = (tl.load(offsets + slide + 1) - 1) // block + slide
@@ -103,35 +112,51 @@ def _add_parts(parts, offsets, output, block, entries, PARTS: tl.constexpr, ENTR
             mask=(part <= last)[:, None] & (entry < entries)[None, :], other=0.0,
         )  # fmt: skip
         total += tl.sum(values, 0)
+    if HAS_OTHERS:
+        weight, channel = entry // width, entry % width
+        valid = entry < entries
+        log_sum = tl.load(log_sums + slide * num_weights + weight, mask=valid, other=0.0)
+        for number in range(num_others):
+            place = slide * num_others + number
+            score = tl.load(other_scores + place * num_weights + weight, mask=valid, other=float("-inf"))
+            row = tl.load(others + place * width + channel, mask=valid, other=0.0).to(tl.float32)
+            total += tl.exp(score - log_sum) * row
     tl.store(output + slide.to(tl.int64) * entries + entry, total.to(output.dtype.element_ty), mask=entry < entries)
 
 
-@triton.jit(do_not_specialize=["num_rows", "block"])
-def _statistics(
-    scores, slides, offsets, tops, sums, num_rows, block, columns, slide_stride, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+@triton.jit(do_not_specialize=["num_rows"])
+def _score(
+    rows, queries, slides, scores, tops, sums, num_rows, width, columns,
+    stride_row, stride_slide, stride_column, slide_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    first = tl.program_id(0) * block
-    end = min(first + block, num_rows)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
-    for number in range(tl.load(slides + first * slide_stride), tl.load(slides + (end - 1) * slide_stride) + 1):
-        begin = max(first, tl.load(offsets + number))
-        stop = min(end, tl.load(offsets + number + 1))
-        top = tl.full([COLUMNS], float("-inf"), tl.float32)
-        total = tl.zeros([COLUMNS], tl.float32)
-        for start in range(begin, stop, ROWS):
-            row = start + tl.arange(0, ROWS)
-            values = tl.load(
-                scores + row[:, None] * columns + column[None, :],
-                mask=(row < stop)[:, None] & (column < columns)[None, :], other=float("-inf"),
+    slide = tl.load(slides + row * slide_stride, mask=row < num_rows, other=-1)
+    last = min(tl.program_id(0) * ROWS + ROWS, num_rows) - 1
+    for number in range(
+        tl.load(slides + tl.program_id(0) * ROWS * slide_stride), tl.load(slides + last * slide_stride) + 1
+    ):
+        mine = slide == number
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for start in range(0, width, WIDTH):
+            inner = start + tl.arange(0, WIDTH)
+            left = tl.load(
+                rows + row.to(tl.int64)[:, None] * stride_row + inner[None, :],
+                mask=mine[:, None] & (inner < width)[None, :], other=0.0,
             )  # fmt: skip
-            higher = tl.maximum(top, tl.max(values, 0))
-            safe = tl.where(higher == float("-inf"), 0.0, higher)
-            total = total * tl.exp(top - safe) + tl.sum(tl.exp(values - safe[None, :]), 0)
-            top = higher
+            right = tl.load(
+                queries + number.to(tl.int64) * stride_slide + inner[:, None] + column[None, :] * stride_column,
+                mask=(inner < width)[:, None] & (column < columns)[None, :], other=0.0,
+            )  # fmt: skip
+            total += tl.dot(left, right, input_precision=PRECISION)
+        valid = mine[:, None] & (column < columns)[None, :]
+        tl.store(scores + row.to(tl.int64)[:, None] * columns + column[None, :], total, mask=valid)
+        masked = tl.where(mine[:, None], total, float("-inf"))
+        top = tl.max(masked, 0)
         place = (tl.program_id(0) + number) * columns + column
         tl.store(tops + place, top, mask=column < columns)
-        tl.store(sums + place, total, mask=column < columns)
+        tl.store(sums + place, tl.sum(tl.exp(masked - top[None, :]), 0), mask=column < columns)
 
 
 @triton.jit(do_not_specialize=["block", "num_others"])
@@ -165,16 +190,40 @@ def _log_sums(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _normalise(
-    scores, log_sums, slides, output, num_rows, columns, slide_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def _score_gradient(
+    rows, grad, scores, log_sums, means, slides, both, num_rows, width, columns,
+    stride_row, slide_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
-    slide = tl.load(slides + row * slide_stride, mask=row < num_rows, other=0)
-    valid = (row < num_rows)[:, None] & (column < columns)[None, :]
-    values = tl.load(scores + row[:, None] * columns + column[None, :], mask=valid, other=0.0)
-    log_sum = tl.load(log_sums + slide[:, None] * columns + column[None, :], mask=valid, other=0.0)
-    tl.store(output + row[:, None] * columns + column[None, :], tl.exp(values - log_sum), mask=valid)
+    slide = tl.load(slides + row * slide_stride, mask=row < num_rows, other=-1)
+    last = min(tl.program_id(0) * ROWS + ROWS, num_rows) - 1
+    for number in range(
+        tl.load(slides + tl.program_id(0) * ROWS * slide_stride), tl.load(slides + last * slide_stride) + 1
+    ):
+        mine = slide == number
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for start in range(0, width, WIDTH):
+            inner = start + tl.arange(0, WIDTH)
+            left = tl.load(
+                rows + row.to(tl.int64)[:, None] * stride_row + inner[None, :],
+                mask=mine[:, None] & (inner < width)[None, :], other=0.0,
+            )  # fmt: skip
+            right = tl.load(
+                grad + (number.to(tl.int64) * columns + column[None, :]) * width + inner[:, None],
+                mask=(inner < width)[:, None] & (column < columns)[None, :], other=0.0,
+            )  # fmt: skip
+            total += tl.dot(left, right.to(left.dtype), input_precision=PRECISION)
+        valid = mine[:, None] & (column < columns)[None, :]
+        place = number * columns + column
+        log_sum = tl.load(log_sums + place, mask=column < columns, other=0.0)
+        mean = tl.load(means + place, mask=column < columns, other=0.0)
+        score = tl.load(scores + row.to(tl.int64)[:, None] * columns + column[None, :], mask=valid, other=0.0)
+        weight = tl.exp(score - log_sum[None, :])
+        places = both + row.to(tl.int64)[:, None] * (2 * columns) + column[None, :]
+        tl.store(places, weight.to(both.dtype.element_ty), mask=valid)
+        tl.store(places + columns, (weight * (total - mean[None, :])).to(both.dtype.element_ty), mask=valid)
 
 
 def launch_matmul(rows: Tensor, matrices: Tensor, slides: Tensor, dtype: torch.dtype) -> Tensor:
@@ -194,50 +243,70 @@ def launch_matmul(rows: Tensor, matrices: Tensor, slides: Tensor, dtype: torch.d
     return output
 
 
-def launch_outer(weights: Tensor, rows: Tensor, slides: Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
-    """`slides.slide_outer`."""
-    weights, rows = weights.contiguous(), _unit_stride(rows)
+def launch_attention(
+    rows: Tensor, others: Tensor, queries: Tensor, other_scores: Tensor, slides: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`slides.slide_attention`: what the queries read, the scores of the rows, and the log-sum-exp of all scores."""
+    rows, others, queries, other_scores = (part.contiguous() for part in (rows, others, queries, other_scores))
+    (num_rows, width), (num_slides, columns) = rows.shape, queries.shape[:2]
+    num_blocks = triton.cdiv(num_rows, _ROWS)
+    scores = torch.empty(num_rows, columns, dtype=torch.float32, device=rows.device)
+    tops, sums = torch.empty(2, num_blocks + num_slides, columns, dtype=torch.float32, device=rows.device)
+    size = max(16, triton.next_power_of_2(columns))
+    _score[(num_blocks,)](
+        rows, queries, slides, scores, tops, sums, num_rows, width, columns,
+        rows.stride(0), queries.stride(0), queries.stride(1), slides.stride(0),
+        ROWS=_ROWS, COLUMNS=size, WIDTH=_block(width, 64), PRECISION=precision(),
+    )  # fmt: skip
+    log_sums = torch.empty(num_slides, columns, dtype=torch.float32, device=rows.device)
+    _log_sums[(num_slides,)](
+        tops, sums, other_scores, offsets, log_sums, _ROWS, columns, others.shape[1], PARTS=64, COLUMNS=size
+    )
+    read = _summed(scores, log_sums, rows, slides, offsets, others, other_scores)
+    return read, scores, log_sums
+
+
+def launch_score_gradient(
+    rows: Tensor, grad: Tensor, scores: Tensor, log_sums: Tensor, means: Tensor, slides: Tensor
+) -> Tensor:
+    """The weights of the rows and the gradients of their scores, side by side."""
+    (num_rows, width), columns = rows.shape, scores.shape[1]
+    both = rows.new_empty(num_rows, 2 * columns)
+    _score_gradient[(triton.cdiv(num_rows, _ROWS),)](
+        rows, grad, scores, log_sums, means, slides, both, num_rows, width, columns,
+        rows.stride(0), slides.stride(0),
+        ROWS=_ROWS, COLUMNS=max(16, triton.next_power_of_2(columns)), WIDTH=_block(width, 64), PRECISION=precision(),
+    )  # fmt: skip
+    return both
+
+
+def _summed(
+    weights: Tensor, log_sums: Tensor | None, rows: Tensor, slides: Tensor, offsets: Tensor,
+    others: Tensor | None = None, other_scores: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Weighted sums of the rows of every slide, float32; with `log_sums` the weights are scores of a softmax."""
     (num_rows, width), num_weights, num_slides = rows.shape, weights.shape[1], len(offsets) - 1
     block = _rows_of_block(num_rows)
     num_blocks = triton.cdiv(num_rows, block)
     parts = torch.empty(num_blocks + num_slides, num_weights * width, dtype=torch.float32, device=rows.device)
     columns, depth = _block(num_weights, 64), _block(width, 64)
+    unused = weights if log_sums is None else log_sums
     _outer[num_blocks, triton.cdiv(width, depth), triton.cdiv(num_weights, columns)](
-        weights, rows, slides, offsets, parts, num_rows, block, num_weights, width, rows.stride(0), slides.stride(0),
-        ROWS=_ROWS, WEIGHTS=columns, WIDTH=depth, PRECISION=precision(),
+        weights, unused, rows, slides, offsets, parts, num_rows, block, num_weights, width, rows.stride(0),
+        slides.stride(0), SCORES=log_sums is not None, ROWS=_ROWS, WEIGHTS=columns, WIDTH=depth, PRECISION=precision(),
     )  # fmt: skip
-    output = torch.empty(num_slides, num_weights, width, dtype=dtype, device=rows.device)
-    grid = num_slides, triton.cdiv(num_weights * width, 128)
-    _add_parts[grid](parts, offsets, output, block, num_weights * width, PARTS=16, ENTRIES=128)
-    return output
-
-
-def launch_log_sums(scores: Tensor, others: Tensor, slides: Tensor, offsets: Tensor) -> Tensor:
-    """Log-sum-exp of every slide's rows of `scores` and its `others`, float32 `[slides, columns]`."""
-    (num_rows, columns), num_slides = scores.shape, len(offsets) - 1
-    block = _rows_of_block(num_rows)
-    num_blocks = triton.cdiv(num_rows, block)
-    tops, sums = (scores.new_empty(num_blocks + num_slides, columns) for _ in range(2))
-    size = triton.next_power_of_2(columns)
-    _statistics[(num_blocks,)](
-        scores, slides, offsets, tops, sums, num_rows, block, columns, slides.stride(0), ROWS=_ROWS, COLUMNS=size
-    )
-    output = scores.new_empty(num_slides, columns)
-    _log_sums[(num_slides,)](
-        tops, sums, others, offsets, output, block, columns, others.shape[1], PARTS=16, COLUMNS=size
-    )
-    return output
-
-
-def launch_normalise(scores: Tensor, log_sums: Tensor, slides: Tensor) -> Tensor:
-    """`exp(scores − log_sums[slide])`."""
-    num_rows, columns = scores.shape
-    output = torch.empty_like(scores)
-    _normalise[(triton.cdiv(num_rows, _ROWS),)](
-        scores, log_sums, slides, output, num_rows, columns, slides.stride(0), ROWS=_ROWS,
-        COLUMNS=triton.next_power_of_2(columns),
+    output = torch.empty(num_slides, num_weights, width, dtype=torch.float32, device=rows.device)
+    _add_parts[num_slides, triton.cdiv(num_weights * width, 128)](
+        parts, unused if others is None else others, unused if other_scores is None else other_scores, unused, offsets,
+        output, block, num_weights, width, 0 if others is None else others.shape[1],
+        HAS_OTHERS=others is not None, PARTS=16, ENTRIES=128,
     )  # fmt: skip
     return output
+
+
+def launch_outer(weights: Tensor, rows: Tensor, slides: Tensor, offsets: Tensor) -> Tensor:
+    """`slides.slide_outer`, float32."""
+    return _summed(weights.contiguous(), None, _unit_stride(rows), slides, offsets)
 
 
 def precision() -> str:

@@ -3,9 +3,10 @@
     slide_matmul    y_u = M_{slide(u)} x_u
     slide_outer     Y_s = Σ_{u ∈ s} a_u ⊗ x_u
     slide_softmax   p_u = softmax over the rows of u's slide (and further entries of the slide)
+    slide_attention   the three together: a few queries of each slide read its rows
 
 The first two are each other's gradients. The rows of a slide are contiguous, `sites.coords` says whose a row is and
-`sites.offsets` where a slide begins. Registered as operators `span_sparse::slide_*`; on a CPU they loop over the slides.
+`sites.offsets` where a slide begins. Operators `span_sparse::slide_*` on a GPU; on a CPU they loop over the slides.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from span_sparse.nn.execution import current_execution
 from span_sparse.sparse import SparseSites
-from span_sparse.sparse.operators import operator
+from span_sparse.sparse.operators import has_kernels, operator
 
 
 def _matmul_fake(rows: Tensor, matrices: Tensor, coords: Tensor, offsets: Tensor, wide: bool = False) -> Tensor:
@@ -42,12 +43,13 @@ def _matmul_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     "slide_matmul",
     "(Tensor rows, Tensor matrices, Tensor coords, Tensor offsets, bool wide=False) -> Tensor",
     fake=_matmul_fake,
+    launches=1,
     gradient=_matmul_gradient,
     context=_matmul_context,
 )
 def _matmul(rows: Tensor, matrices: Tensor, coords: Tensor, offsets: Tensor, wide: bool = False) -> Tensor:
     dtype = _result_dtype(rows, wide)
-    if _has_kernels(rows):
+    if has_kernels(rows):
         from span_sparse.nn.slide_kernels import launch_matmul
 
         return launch_matmul(rows, matrices, coords[:, 0], dtype)
@@ -78,15 +80,16 @@ def _outer_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     "slide_outer",
     "(Tensor weights, Tensor rows, Tensor coords, Tensor offsets) -> Tensor",
     fake=_outer_fake,
+    launches=2,
     gradient=_outer_gradient,
     context=_outer_context,
 )
 def _outer(weights: Tensor, rows: Tensor, coords: Tensor, offsets: Tensor) -> Tensor:
     dtype = _sum_dtype(weights, rows)
-    if _has_kernels(rows):
+    if has_kernels(rows):
         from span_sparse.nn.slide_kernels import launch_outer
 
-        return launch_outer(weights, rows, coords[:, 0], offsets, dtype)
+        return launch_outer(weights, rows, coords[:, 0], offsets)
     counts = _counts(offsets)
     parts = zip(weights.to(dtype).split(counts), rows.to(dtype).split(counts), strict=True)
     return torch.stack([factors.T @ slide for factors, slide in parts])
@@ -113,17 +116,20 @@ def _softmax_gradient(ctx: Any, grad: Tensor, grad_others: Tensor) -> tuple[Tens
     "slide_softmax",
     "(Tensor scores, Tensor others, Tensor coords, Tensor offsets) -> (Tensor, Tensor)",
     fake=_softmax_fake,
+    launches=16,
     gradient=_softmax_gradient,
     context=_softmax_context,
 )
 def _softmax(scores: Tensor, others: Tensor, coords: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    if _has_kernels(scores):
-        from span_sparse.nn.slide_kernels import launch_log_sums, launch_normalise
-
-        scores, others = scores.contiguous(), others.contiguous()
-        log_sums = launch_log_sums(scores, others, coords[:, 0], offsets)
-        return launch_normalise(scores, log_sums, coords[:, 0]), (others - log_sums.unsqueeze(1)).exp()
-    return _plain_softmax(scores, others, _counts(offsets))
+    if not has_kernels(scores):
+        return _plain_softmax(scores, others, _counts(offsets))
+    slide = coords[:, 0].long()
+    start = scores.new_full((len(offsets) - 1, scores.shape[1]), -torch.inf)
+    top = start.scatter_reduce(0, slide.unsqueeze(1).expand_as(scores), scores, "amax", include_self=False)
+    top = torch.cat([top.unsqueeze(1), others], dim=1).amax(dim=1)
+    weights, further = (scores - top[slide]).exp(), (others - top.unsqueeze(1)).exp()
+    total = _outer(weights, weights.new_ones(len(weights), 1), coords, offsets)[..., 0] + further.sum(dim=1)
+    return weights / total[slide], further / total.unsqueeze(1)
 
 
 def _plain_softmax(scores: Tensor, others: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -147,8 +153,109 @@ def _counts(offsets: Int32[Tensor, " bounds"]) -> list[int]:
     return offsets.diff().tolist()
 
 
-def _has_kernels(tensor: Tensor) -> bool:
-    return tensor.is_cuda and tensor.dtype != torch.float64
+def _attention_fake(
+    rows: Tensor, others: Tensor, queries: Tensor, coords: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    scores = rows.new_empty(rows.shape[0], queries.shape[1], dtype=torch.float32)
+    return torch.empty_like(queries, dtype=torch.float32), scores, scores.new_empty(queries.shape[:2])
+
+
+def _attention_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _attention_gradient(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
+    return (*_attention_backward(grad.contiguous(), *ctx.saved_tensors), None, None)
+
+
+def _attention_backward_fake(
+    grad: Tensor, rows: Tensor, others: Tensor, queries: Tensor, *_: Any
+) -> tuple[Tensor, ...]:
+    return torch.empty_like(rows), torch.empty_like(others), torch.empty_like(queries)
+
+
+@operator(
+    "slide_attention_backward",
+    "(Tensor grad, Tensor rows, Tensor others, Tensor queries, Tensor coords, Tensor offsets, Tensor read, "
+    "Tensor scores, Tensor log_sums) -> (Tensor, Tensor, Tensor)",
+    fake=_attention_backward_fake,
+    launches=24,
+)
+def _attention_backward(
+    grad: Tensor, rows: Tensor, others: Tensor, queries: Tensor, coords: Tensor, offsets: Tensor, read: Tensor,
+    scores: Tensor, log_sums: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    means = (grad * read).sum(dim=2)  # Σ_u p_u dp_u over everything that is read
+    if has_kernels(rows):
+        from span_sparse.nn.slide_kernels import launch_score_gradient
+
+        both = launch_score_gradient(rows, grad, scores, log_sums, means, coords[:, 0])
+    else:
+        slide = coords[:, 0].long()
+        weights = (scores - log_sums[slide]).exp()
+        dweights = _matmul(rows.float(), grad, coords, offsets)
+        both = torch.cat([weights, weights * (dweights - means[slide])], dim=1).to(rows.dtype)
+    grad = grad.to(rows.dtype)
+    by_rows = _matmul(both, torch.cat([grad, queries], dim=1).mT, coords, offsets)
+    other_scores = torch.bmm(others, queries.mT).float()
+    other_weights = (other_scores - log_sums.unsqueeze(1)).exp()  # (slides, others, columns)
+    dscores = other_weights * (torch.bmm(others, grad.mT).float() - means.unsqueeze(1))
+    by_others = torch.bmm(torch.cat([other_weights, dscores], dim=2).to(rows.dtype), torch.cat([grad, queries], dim=1))
+    columns = scores.shape[1]
+    by_queries = _outer(both[:, columns:], rows, coords, offsets).to(queries.dtype)
+    by_queries = torch.baddbmm(by_queries, dscores.to(rows.dtype).mT, others)
+    return by_rows, by_others, by_queries
+
+
+@operator(
+    "slide_attention",
+    "(Tensor rows, Tensor others, Tensor queries, Tensor coords, Tensor offsets) -> (Tensor, Tensor, Tensor)",
+    fake=_attention_fake,
+    launches=6,
+    gradient=_attention_gradient,
+    context=_attention_context,
+)
+def _attention(
+    rows: Tensor, others: Tensor, queries: Tensor, coords: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    other_scores = torch.bmm(others, queries.mT).float()
+    if has_kernels(rows):
+        from span_sparse.nn.slide_kernels import launch_attention
+
+        return launch_attention(rows, others, queries, other_scores, coords[:, 0], offsets)
+    scores = _matmul(rows.float(), queries.float(), coords, offsets)
+    weights, further = _plain_softmax(scores, other_scores, _counts(offsets))
+    read = torch.baddbmm(_outer(weights, rows, coords, offsets), further.mT, others.float())
+    parts = zip(scores.split(_counts(offsets)), other_scores, strict=True)
+    log_sums = torch.stack([torch.cat([slide, more]).logsumexp(dim=0) for slide, more in parts])
+    return read, scores, log_sums
+
+
+def slide_attention(
+    rows: Float[Tensor, "tokens width"],
+    others: Float[Tensor, "slides others width"],
+    queries: Float[Tensor, "slides columns width"],
+    sites: SparseSites,
+) -> tuple[Float[Tensor, "slides columns width"], Float[Tensor, "tokens columns"]]:
+    """What a few queries of each slide read from its rows and from further rows of the slide, both keys and values.
+
+    Returns:
+        The weighted means, at least float32, and the weight of every row; on a GPU the weights carry no gradient.
+    """
+    execution = current_execution(rows.device)
+    if execution.operators and rows.dtype != torch.float64:
+        others, queries = others.to(rows.dtype), queries.to(rows.dtype)
+        read, scores, log_sums = _attention(rows, others, queries, sites.coords, sites.offsets)
+        with torch.no_grad():
+            weights = (scores - to_rows(log_sums, sites)).exp() if execution.keep_attention else scores
+        return read, weights
+    scores = slide_scores(rows, queries, sites)
+    other_scores = torch.einsum("suc,smc->sum", others, queries).to(scores.dtype)
+    weights, further = slide_softmax(scores, other_scores, sites)
+    return slide_outer(weights, rows, sites) + torch.einsum("sum,suc->smc", further, others.to(further.dtype)), weights
 
 
 def slide_matmul(

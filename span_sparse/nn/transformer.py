@@ -28,8 +28,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from span_sparse.nn.add_norm import compute_dtype
 from span_sparse.nn.execution import current_execution
 from span_sparse.nn.global_attention import GlobalExchange, Projections, global_attention, projected_attention
+from span_sparse.nn.joint_layer import joint_layer, takes_joint_rows
 from span_sparse.nn.positions import AlibiBias, RelativePositionBias, rotate
 from span_sparse.nn.window_attention import Reach, choose, window_attention
 from span_sparse.nn.window_fused import fused_attention
@@ -157,22 +159,24 @@ class TransformerLayer(nn.Module):
             locals_needed: False when nothing after this layer reads the locals: they are returned unchanged and their
                 part of the work, which could not reach the output, is left out.
         """
+        if takes_joint_rows(self, local_tokens):
+            return joint_layer(self, local_tokens, global_tokens, level, locals_needed=locals_needed)
         normed, normed_global = self.attention_norm(local_tokens), self.attention_norm(global_tokens)
-        exchange = self._exchange(normed, normed_global, level, locals_needed)
+        exchange = self.exchange(normed, normed_global, level, locals_needed)
         skip = [self._kept_slides(level.sites.num_slides, normed) for _ in range(2)]
         for_globals = global_tokens.new_zeros(global_tokens.shape) if exchange is None else exchange.for_globals
         global_tokens = self._residual(global_tokens, for_globals, [_per_slide(kept) for kept in skip])
         attention = None if exchange is None else exchange.weights
         if not locals_needed:
             return LayerOutput(local_tokens, global_tokens, attention)
-        attended = self._windows(normed, level)
+        attended = self.windows(normed, level)
         del normed
         if exchange is not None and exchange.for_locals is not None:
             attended = attended + exchange.for_locals
         local_tokens = self._residual(local_tokens, attended, [_per_token(kept, level) for kept in skip])
         return LayerOutput(local_tokens, global_tokens, attention)
 
-    def _windows(self, normed: Tensor, level: Level) -> Tensor:
+    def windows(self, normed: Tensor, level: Level) -> Tensor:
         """The window attentions of this mode, heads concatenated."""
         if self.reach is not None:
             return self._attend(normed, self.window_qkv, level, self.reach)
@@ -186,7 +190,7 @@ class TransformerLayer(nn.Module):
     def _attend(self, normed: Tensor, qkv: nn.ModuleList, level: Level, reach: Reach) -> Tensor:
         shape = len(normed), self.num_heads, normed.shape[1] // self.num_heads
         bias = None if self.positions is None else self.positions(normed.dtype)
-        if choose(normed.device, _autocast_dtype(normed), shape, level.windows.window_size) == "fused":
+        if choose(normed.device, compute_dtype(normed), shape, level.windows.window_size) == "fused":
             return self._attend_packed(normed, qkv, bias, level, reach)
         groups = min(current_execution(normed.device).head_groups, self.num_heads)
         num_groups = 1 if torch.is_grad_enabled() else groups
@@ -219,7 +223,7 @@ class TransformerLayer(nn.Module):
         bias = None if bias is None else bias[heads.start : heads.stop]
         return window_attention(q, k, v, bias, level.windows, reach).flatten(1)
 
-    def _exchange(self, normed: Tensor, normed_global: Tensor, level: Level, read: bool) -> GlobalExchange | None:
+    def exchange(self, normed: Tensor, normed_global: Tensor, level: Level, read: bool) -> GlobalExchange | None:
         """The exchange with the global tokens, where this mode has one."""
         if self.reach is not None or not writes_globals(self.mode):
             return None
@@ -279,12 +283,6 @@ class TradSwinLayer(nn.Module):
 def make_layer(channels: int, settings: LayerSettings) -> TransformerLayer | TradSwinLayer:
     """A layer of the settings' mode."""
     return TradSwinLayer(channels, settings) if settings.mode == "tradswin" else TransformerLayer(channels, settings)
-
-
-def _autocast_dtype(rows: Tensor) -> torch.dtype:
-    """The dtype in which a Linear would give its result."""
-    device = rows.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
 
 
 def _of_heads(linear: nn.Module, rows: Tensor, heads: range, num_heads: int) -> Tensor:

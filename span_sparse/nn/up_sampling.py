@@ -19,6 +19,7 @@ from span_sparse.errors import ConfigError
 from span_sparse.nn.down_sampling import SamplingSettings
 from span_sparse.nn.token_transition import TokenTransition
 from span_sparse.sparse import InverseConvolution, KernelMap, Level, depthwise_convolution
+from span_sparse.sparse.operators import on_device
 
 UpKind = Literal["pixelshuffle", "patchinvs", "dwpatchinvs"]
 
@@ -64,8 +65,9 @@ class DepthwiseInverse(nn.Module):
     def forward(
         self, features: Float[Tensor, "coarse channels"], children: KernelMap
     ) -> Float[Tensor, "fine channels"]:
-        """Distributes every coarse row to the sites it was made of, in the weights' dtype whatever autocast says."""
-        output = depthwise_convolution(features.to(self.weight.dtype), self.weight, children.transposed)
+        """Distributes every coarse row to the sites it was made of; on a CPU in the weights' dtype."""
+        features = features if on_device(features) else features.to(self.weight.dtype)
+        output = depthwise_convolution(features, self.weight, children.transposed)
         return output if self.bias is None else output + self.bias
 
     def constant(self, rows: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:

@@ -24,6 +24,7 @@ from span_sparse.nn.window_fused import fused_attention, supports
 from span_sparse.nn.window_gathered import gathered_attention
 from span_sparse.nn.window_merged import merged_attention
 from span_sparse.sparse import WindowMaps
+from span_sparse.sparse.operators import is_device
 
 GATHERED_ROWS = 32
 """Up to so many tokens · heads on CPU the plain implementation is faster (0.8 against 1.2 ms, forward and backward)."""
@@ -75,6 +76,6 @@ def choose(
     fits = supports(dtype, channels, window_size)
     if asked is not None and (asked != "fused" or fits):
         return asked
-    if device.type == "cuda" and fits:
+    if is_device(device) and fits:
         return "fused"
     return "gathered" if device.type == "cpu" and tokens * heads <= GATHERED_ROWS else "merged"

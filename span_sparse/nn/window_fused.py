@@ -16,7 +16,7 @@ from torch import Tensor
 
 from span_sparse.nn.positions import expanded_bias
 from span_sparse.sparse import KernelMap, SparseSites, WindowMaps
-from span_sparse.sparse.operators import operator
+from span_sparse.sparse.operators import has_kernels, operator
 from span_sparse.sparse.windows import SEEN_CELLS
 
 MAX_WINDOW_SIZE = 4
@@ -45,13 +45,14 @@ def _backward_fake(grad: Tensor, qkv: Tensor, bias: Tensor | None, *rest: Any) -
     "(Tensor grad, Tensor qkv, Tensor? bias, Tensor tokens, Tensor seen, Tensor cells, Tensor output, "
     "Tensor log_sums, int window_size, str reach, bool train_bias) -> (Tensor, Tensor)",
     fake=_backward_fake,
+    launches=4,
 )
 def _backward(
     grad: Tensor, qkv: Tensor, bias: Tensor | None, tokens: Tensor, seen: Tensor, cells: Tensor, output: Tensor,
     log_sums: Tensor, window_size: int, reach: str, train_bias: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of `qkv` and of the bias (empty unless `train_bias`)."""
-    if not _has_kernels(qkv):
+    if not has_kernels(qkv):
         return _plain_backward(grad, qkv, bias, tokens, cells, window_size, reach)
     from span_sparse.nn.window_kernels import key_gradient_kernel, query_gradient_kernel
 
@@ -96,6 +97,7 @@ def _gradient(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     "(Tensor qkv, Tensor? bias, Tensor tokens, Tensor seen, Tensor cells, int window_size, str reach)"
     " -> (Tensor, Tensor)",
     fake=_forward_fake,
+    launches=1,
     gradient=_gradient,
     context=_context,
 )
@@ -103,7 +105,7 @@ def _forward(
     qkv: Tensor, bias: Tensor | None, tokens: Tensor, seen: Tensor, cells: Tensor, window_size: int, reach: str
 ) -> tuple[Tensor, Tensor]:
     """What every token reads, and the log-sum-exp of its scores `[tokens, heads]`."""
-    if not _has_kernels(qkv):
+    if not has_kernels(qkv):
         return _plain_forward(qkv, bias, tokens, cells, window_size, reach)
     from span_sparse.nn.window_kernels import forward_kernel
 
@@ -134,19 +136,6 @@ def fused_attention(
     """
     arguments = windows.tokens.table, windows.seen, windows.cells.coords, windows.window_size, reach
     return _forward(qkv.contiguous(), bias, *arguments)[0]
-
-
-def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels on CPU tensors."""
-    try:
-        import triton
-    except ImportError:
-        return False
-    return bool(triton.knobs.runtime.interpret) if hasattr(triton, "knobs") else False
-
-
-def _has_kernels(like: Tensor) -> bool:
-    return like.is_cuda or (like.device.type == "cpu" and interpreted())
 
 
 def _pointer(bias: Tensor | None, like: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Triton kernels of the window attention: one program per cell and head.
 
-A program holds the up to w² tokens of a cell and the up to 7·w² tokens they may see (`WindowMaps.seen`) in registers, so
-a pass over the scores is one tile: no loop over keys, no merging. Statistics are float32 whatever the tokens are.
+A program holds the up to w² tokens of a cell and the up to 7·w² tokens they may see (`WindowMaps.seen`) in registers,
+so a pass over the scores is one tile: no loop over keys, no merging. Statistics are float32 whatever the tokens are.
 
 Seeing is mutual: token j is a key of i exactly when i is a key of j, and both through the same seven cells. So the
 gradients of a cell's queries, and of its keys and values, are gathered through the same table by one program each, and

@@ -3,9 +3,9 @@
     y_o = Σ_k w_k ⊙ x_{table[o, k]}        (absent inputs are zero)
 
 The operator `span_sparse::depthwise`. Plain autograd over the taps would allocate one zero-filled `[tokens, channels]`
-gradient per tap. On a CPU forward and backward touch every pair once; on CUDA every output gathers its inputs, and in the
-backward pass, along the transposed map, every input its outputs: no row is written twice, so nothing depends on the
-order of threads.
+gradient per tap. On a CPU forward and backward touch every pair once; on CUDA every output gathers its inputs, and in
+the backward pass, along the transposed map, every input its outputs: no row is written twice, so nothing depends on
+the order of threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from span_sparse.sparse.indice_maps import KernelMap
-from span_sparse.sparse.operators import operator
+from span_sparse.sparse.operators import has_kernels, on_device, operator
 
 
 def depthwise_convolution(
@@ -30,7 +30,7 @@ def depthwise_convolution(
         weight: one vector a tap, taps row-major over the kernel.
         children: which input each tap of each output reads.
     """
-    if features.is_cuda and features.dtype != torch.float64:
+    if on_device(features) and features.dtype != torch.float64:
         return _OnDevice.apply(features, weight, children)  # pyright: ignore[reportReturnType]
     return _OnCpu.apply(features, weight, children.table)  # pyright: ignore[reportReturnType]
 
@@ -83,10 +83,10 @@ def _gather_fake(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
     return features.new_empty(table.shape[0], features.shape[1])
 
 
-@operator("depthwise", "(Tensor features, Tensor weight, Tensor table) -> Tensor", fake=_gather_fake)
+@operator("depthwise", "(Tensor features, Tensor weight, Tensor table) -> Tensor", fake=_gather_fake, launches=1)
 def gather_taps(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
     """`y_o = Σ_k w_k ⊙ x_{table[o, k]}`, in the features' dtype."""
-    if not features.is_cuda:
+    if not has_kernels(features):
         return _OnCpu.apply(features.to(weight.dtype), weight, table).to(features.dtype)  # pyright: ignore[reportAttributeAccessIssue]
     from span_sparse.sparse.depthwise_kernels import launch_gather
 
@@ -97,10 +97,15 @@ def _gradients_fake(features: Tensor, grad: Tensor, table: Tensor) -> Tensor:
     return features.new_empty(table.shape[1], features.shape[1], dtype=torch.float32)
 
 
-@operator("depthwise_weight_gradient", "(Tensor features, Tensor grad, Tensor table) -> Tensor", fake=_gradients_fake)
+@operator(
+    "depthwise_weight_gradient",
+    "(Tensor features, Tensor grad, Tensor table) -> Tensor",
+    fake=_gradients_fake,
+    launches=2,
+)
 def tap_gradients(features: Tensor, grad: Tensor, table: Tensor) -> Tensor:
     """`dw_k = Σ_o x_{table[o, k]} ⊙ dy_o`, float32."""
-    if not features.is_cuda:
+    if not has_kernels(features):
         rows = torch.cat([features, features.new_zeros(1, features.shape[1])])[
             table.long()
         ]  # (outputs, taps, channels)

@@ -1,12 +1,12 @@
 """Indice maps of sparse operations: which inputs each output reads, as one plain table.
 
-spconv describes a sparse convolution in two ways: pairs compacted per tap (algorithm Native, the only one on a CPU),
-and a table per tap (implicit GEMM, on CUDA up to 32 taps). `KernelMap` is what both mean: for every output and every
-tap of the kernel the input row, or -1. Convolution, depthwise convolution, up-sampling, window attention and the
+spconv describes a sparse convolution in two ways: pairs compacted per tap (algorithm Native), and a table per tap
+(implicit GEMM, on CUDA only; taken where it is the quicker one). `KernelMap` is what both mean: for every output and
+every tap of the kernel the input row, or -1. Convolution, depthwise convolution, up-sampling, window attention and the
 projection of scores back to patches all read this one type.
 
-Output rows are brought into the order (slide, row, col): spconv's own order differs between CPU, CUDA and algorithms,
-and under implicit GEMM from run to run.
+Output rows are in the order (slide, row, col). spconv's own order differs: Native sorts by that key on CUDA, and
+follows the inputs on a CPU; under implicit GEMM it changes from run to run, so that no strided map is taken from it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from jaxtyping import Int, Int32, Int64
 from torch import Tensor
 
 from span_sparse.sparse.backend import implicit_gemm_algorithm, load_spconv, native_algorithm
-from span_sparse.sparse.sites import SparseSites, ordered_sites
-
-MAX_IMPLICIT_TAPS = 32
-"""Kernels with more taps have no table of their own in spconv."""
+from span_sparse.sparse.device_tables import pair_table
+from span_sparse.sparse.sites import SparseSites, site_keys
 
 
 @dataclass(frozen=True)
@@ -106,34 +104,28 @@ def strided_map(
     if offset:
         coords = (coords + coords.new_tensor([0, offset, offset])).contiguous()
     padded = padded_extents(sites, kernel_size, stride, dilation, offset)
-    out_coords, table = _indice_table(coords, sites.num_slides, padded, kernel_size, stride, dilation)
+    out_coords, pairs = _strided_pairs(coords, sites.num_slides, padded, kernel_size, stride, dilation)
     reach = dilation * (kernel_size - 1) + 1
     rows, cols = ((extent - reach) // stride + 1 for extent in padded)
-    if coords.is_cuda:
-        from span_sparse.sparse.device_tables import reorder, site_keys
-
-        order = site_keys(out_coords, (rows, cols)).sort().indices
-        out_coords, ordered, offsets = reorder(out_coords, table, order, sites.num_slides)
-        return SparseSites(out_coords, sites.num_slides, (rows, cols), offsets), KernelMap(ordered, len(sites))
-    outputs, order = ordered_sites(out_coords, sites.num_slides, (rows, cols))
-    return outputs, KernelMap(table.T[order].contiguous(), len(sites))
+    table, offsets = pair_table(out_coords, pairs, sites.num_slides)
+    return SparseSites(out_coords, sites.num_slides, (rows, cols), offsets), KernelMap(table, len(sites))
 
 
-def _indice_table(
+def _strided_pairs(
     coords: Int32[Tensor, "tokens 3"], num_slides: int, extents: list[int], kernel_size: int, stride: int, dilation: int
-) -> tuple[Int32[Tensor, "outputs 3"], Int32[Tensor, "taps outputs"]]:
-    """Outputs of a strided convolution without padding, in spconv's order, and what each of their taps reads."""
+) -> tuple[Int32[Tensor, "outputs 3"], Int32[Tensor, "2 taps tokens"]]:
+    """Outputs of a strided convolution without padding, by (slide, row, col), and Native's pairs of inputs and outputs."""
     load_spconv()
     from spconv.pytorch import ops
 
     shape = [kernel_size, kernel_size], [stride, stride], [0, 0], [dilation, dilation], [0, 0]
-    if coords.is_cuda and kernel_size**2 <= MAX_IMPLICIT_TAPS:
-        outputs, _, table, *_ = ops.get_indice_pairs_implicit_gemm(
-            coords, num_slides, extents, implicit_gemm_algorithm(), *shape, is_train=False, do_sort=False
-        )
-        return outputs, table
     outputs, pairs, _ = ops.get_indice_pairs(coords, num_slides, extents, native_algorithm(), *shape)
-    return outputs, pairs_to_table(pairs, len(outputs))
+    if outputs.is_cuda:  # Native sorts the keys of the outputs there, and numbers them in that order
+        return outputs, pairs
+    order = site_keys(outputs, (extents[0], extents[1])).argsort()
+    inputs, targets = pairs.unbind(0)
+    rank = torch.empty_like(order, dtype=torch.int32).scatter_(0, order, torch.arange(len(order), dtype=torch.int32))
+    return outputs[order], torch.stack([inputs, torch.where(targets >= 0, rank[targets.long()], -1)])
 
 
 def padded_extents(sites: SparseSites, kernel_size: int, stride: int, dilation: int = 1, offset: int = 0) -> list[int]:

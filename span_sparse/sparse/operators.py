@@ -1,16 +1,43 @@
 """Registration of our operators with torch, so that autograd, autocast, checkpointing, export and profilers know them.
 
 `torch.library.custom_op` does the same, and imports torch's compiler (four seconds) at the first call.
+
+Where kernels run is decided in one place, `on_device`. `simulated_device` sends CPU tensors the same way: everything is
+computed as on a GPU, by Triton's interpreter where it is on (`TRITON_INTERPRET=1`), else by plain torch. Slow, and for
+tests and counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
+from torch import Tensor
 
-NAMESPACE = "span_sparse"
+NAMESPACE: Final = "span_sparse"
+
+_simulated: ContextVar[bool] = ContextVar("simulated device", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What is known of an operator besides torch's own record.
+
+    Attributes:
+        fake: the operator on tensors without values.
+        launches: kernels it starts on a GPU.
+    """
+
+    fake: Callable[..., Any]
+    launches: int
+
+
+OPERATORS: Final[dict[str, Registered]] = {}
+"""Every operator by name."""
 
 
 def operator(
@@ -18,6 +45,7 @@ def operator(
     schema: str,
     *,
     fake: Callable[..., Any],
+    launches: int,
     gradient: Callable[..., Any] | None = None,
     context: Callable[..., None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -27,6 +55,7 @@ def operator(
         name: of the operator.
         schema: its signature, for example `"(Tensor rows) -> Tensor"`.
         fake: the same on tensors without values: shapes and dtypes of the results.
+        launches: kernels it starts on a GPU.
         gradient: the backward pass, `(ctx, *gradients of the results) -> gradients of the arguments`.
         context: keeps what it needs, `(ctx, inputs, output)`.
 
@@ -41,6 +70,40 @@ def operator(
         torch.library.register_fake(qualified)(fake)
         if gradient is not None:
             torch.library.register_autograd(qualified, gradient, setup_context=context)
+        OPERATORS[name] = Registered(fake, launches)
         return getattr(getattr(torch.ops, NAMESPACE), name).default
 
     return register
+
+
+def is_device(device: torch.device) -> bool:
+    """Whether tensors there are treated as a GPU's."""
+    return device.type != "cpu" or _simulated.get()
+
+
+def on_device(tensor: Tensor) -> bool:
+    """Whether a tensor is treated as a GPU's."""
+    return is_device(tensor.device)
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether Triton can run kernels on a tensor: on CUDA, or by its interpreter; there is none for float64."""
+    return tensor.dtype != torch.float64 and (tensor.is_cuda or (_simulated.get() and _interpreted()))
+
+
+@contextmanager
+def simulated_device() -> Iterator[None]:
+    """Treats CPU tensors as a GPU's inside a block."""
+    token = _simulated.set(True)
+    try:
+        yield
+    finally:
+        _simulated.reset(token)
+
+
+def _interpreted() -> bool:
+    try:
+        import triton
+    except ImportError:
+        return False
+    return bool(triton.knobs.runtime.interpret)

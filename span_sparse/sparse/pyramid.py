@@ -19,6 +19,7 @@ from torch import Tensor
 
 from span_sparse.errors import BatchError
 from span_sparse.sparse.indice_maps import KernelMap, strided_map
+from span_sparse.sparse.operators import on_device
 from span_sparse.sparse.sites import SparseSites, make_sites
 from span_sparse.sparse.valid_coords import ValidCoords, check_extents
 from span_sparse.sparse.windows import WindowMaps, window_maps
@@ -139,7 +140,7 @@ class Pyramid:
                     "patches"
                 )
             level = Level(sites, window_maps(sites, shape.window_size), children)
-        if self.sites.coords.is_cuda:
+        if on_device(self.sites.coords):
             _ = level.windows.seen  # asks spconv too
         return level
 
@@ -162,7 +163,7 @@ def build_pyramid(
     """The geometry of a batch; coordinates that nobody has validated yet are validated.
 
     Args:
-        place: `(slide, row, col)` of every patch in any order, or valid coordinates, or a geometry that is there already.
+        place: `(slide, row, col)` of every patch in any order, or valid coordinates, or a geometry that is there.
         num_slides: slides in the batch.
         num_levels: levels, 1 or more.
         window_size: `w` of the window attention.

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from span_sparse.sparse.device_tables import seen_tokens
 from span_sparse.sparse.indice_maps import KernelMap, neighbour_map, strided_map
 from span_sparse.sparse.sites import SparseSites
 
@@ -49,16 +50,7 @@ class WindowMaps:
     @cached_property
     def seen(self) -> Int32[Tensor, "cells seen"]:
         """The tokens that the tokens of a cell may see, `w²` a cell of `SEEN_CELLS`, -1 where there is none."""
-        neighbours = neighbour_map(self.cells)
-        if neighbours.is_cuda:
-            from span_sparse.sparse.device_tables import seen_tokens
-
-            return seen_tokens(self.cells.coords, self.tokens.table, neighbours)
-        sign = 1 - 2 * (self.cells.coords[:, 1:] % 2)  # (cells, 2)
-        rows, cols = (sign.unsqueeze(1) * sign.new_tensor(SEEN_CELLS)).unbind(-1)  # (cells, 7)
-        others = neighbours.T.gather(1, (4 + 3 * rows + cols).long())
-        absent = self.tokens.table.new_full((1, self.tokens.num_taps), -1)
-        return torch.cat([self.tokens.table, absent])[others.long()].flatten(1)
+        return seen_tokens(self.cells.coords, self.tokens.table, neighbour_map(self.cells))
 
     @cached_property
     def regular(self) -> KernelMap:
@@ -92,6 +84,17 @@ def window_maps(sites: SparseSites, window_size: int) -> WindowMaps:
     """The windows of a level."""
     cells, tokens = strided_map(sites, window_size, window_size)
     return WindowMaps(window_size, cells, tokens)
+
+
+def plain_seen_tokens(
+    cells: Int32[Tensor, "cells 3"], tokens: Int32[Tensor, "cells slots"], neighbours: Int32[Tensor, "taps cells"]
+) -> Int32[Tensor, "cells seen"]:
+    """`WindowMaps.seen` in plain torch."""
+    sign = 1 - 2 * (cells[:, 1:] % 2)  # (cells, 2)
+    rows, cols = (sign.unsqueeze(1) * sign.new_tensor(SEEN_CELLS)).unbind(-1)  # (cells, 7)
+    others = neighbours.T.gather(1, (4 + 3 * rows + cols).long())
+    absent = tokens.new_full((1, tokens.shape[1]), -1)
+    return torch.cat([tokens, absent])[others.long()].flatten(1)
 
 
 def window_offsets(window_size: int, device: torch.device) -> Int64[Tensor, "slots 2"]:
