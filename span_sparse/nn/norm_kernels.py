@@ -9,14 +9,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from span_sparse.sparse.launching import launch
+
 _MAX_GROUPS = 264
 """Groups of rows whose gradients of the norm's weights are summed apart, at most."""
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _forward(
-    rows, branch, weight, bias, total, normed, statistics, num_rows, width, eps,
-    HAS_BRANCH: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    rows, branch, weight, bias, total, normed, statistics, num_rows, eps,
+    width: tl.constexpr, HAS_BRANCH: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, WIDTH)
@@ -41,8 +43,8 @@ def _forward(
 
 @triton.jit(do_not_specialize=["num_rows", "group"])
 def _backward(
-    grad_total, grad_normed, total, weight, statistics, grad_rows, parts, num_rows, group, width,
-    HAS_TOTAL: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    grad_total, grad_normed, total, weight, statistics, grad_rows, parts, num_rows, group,
+    width: tl.constexpr, HAS_TOTAL: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     channel = tl.arange(0, WIDTH)
     scale = tl.load(weight + channel, mask=channel < width, other=0.0).to(tl.float32)
@@ -83,10 +85,9 @@ def launch_forward(
     statistics = torch.empty(num_rows, 2, dtype=torch.float32, device=rows.device)
     block = triton.next_power_of_2(width)
     height = max(1, 2048 // block)
-    _forward[(triton.cdiv(num_rows, height),)](
-        rows, rows if branch is None else branch, weight, bias, total, normed, statistics, num_rows, width, eps,
-        HAS_BRANCH=branch is not None, ROWS=height, WIDTH=block,
-    )  # fmt: skip
+    arguments = rows, rows if branch is None else branch, weight, bias, total, normed, statistics, num_rows, eps
+    constants = {"width": width, "HAS_BRANCH": branch is not None, "ROWS": height, "WIDTH": block}
+    launch(_forward, (triton.cdiv(num_rows, height),), arguments, constants)
     return total, normed, statistics
 
 
@@ -101,8 +102,10 @@ def launch_backward(
     num_groups = triton.cdiv(num_rows, group)
     grad_rows = torch.empty_like(total)
     parts = torch.empty(num_groups, 2, width, dtype=torch.float32, device=total.device)
-    _backward[(num_groups,)](
+    arguments = (
         grad_normed if grad_total is None else grad_total, grad_normed, total, weight, statistics, grad_rows, parts,
-        num_rows, group, width, HAS_TOTAL=grad_total is not None, ROWS=height, WIDTH=block,
+        num_rows, group,
     )  # fmt: skip
+    constants = {"width": width, "HAS_TOTAL": grad_total is not None, "ROWS": height, "WIDTH": block}
+    launch(_backward, (num_groups,), arguments, constants)
     return grad_rows, parts.sum(dim=0)

@@ -2,8 +2,7 @@
 
 Rows are handled in blocks. Along the order of the rows, block `b` and slide `s` form a staircase, so `b + s` numbers
 the pieces of slides in blocks without a gap: where a sum over a slide is split, piece `b + s` holds the part of slide
-`s` in block `b`, and the parts of a slide are added in their order. Nothing is written twice, and results repeat bit for
-bit.
+`s` in block `b`, and the parts of a slide are added in their order. Nothing is written twice: results repeat.
 """
 
 # pyright: reportUnknownParameterType=none, reportMissingParameterType=none
@@ -17,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from span_sparse.sparse.launching import launch
+
 _ROWS = 64
 _MAX_BLOCKS = 96
 """Blocks of rows whose sums are added one after the other, at most for one slide."""
@@ -24,8 +25,9 @@ _MAX_BLOCKS = 96
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _matmul(
-    rows, matrices, slides, output, num_rows, width, columns,
-    stride_row, stride_slide, stride_column, stride_width, slide_stride,
+    rows, matrices, slides, output, num_rows,
+    width: tl.constexpr, columns: tl.constexpr, stride_row: tl.constexpr, stride_slide: tl.constexpr,
+    stride_column: tl.constexpr, stride_width: tl.constexpr, slide_stride: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -46,7 +48,7 @@ def _matmul(
                 mask=valid[:, None] & (inner < width)[None, :], other=0.0,
             )  # fmt: skip
             right = tl.load(
-                matrices + number.to(tl.int64) * stride_slide + inner[:, None] * stride_width
+                matrices + number * stride_slide + inner[:, None] * stride_width
                 + column[None, :] * stride_column,
                 mask=(inner < width)[:, None] & (column < columns)[None, :], other=0.0,
             )  # fmt: skip
@@ -60,7 +62,8 @@ def _matmul(
 
 @triton.jit(do_not_specialize=["num_rows", "block"])
 def _outer(
-    weights, log_sums, rows, slides, offsets, parts, num_rows, block, num_weights, width, stride_row, slide_stride,
+    weights, log_sums, rows, slides, offsets, parts, num_rows, block,
+    num_weights: tl.constexpr, width: tl.constexpr, stride_row: tl.constexpr, slide_stride: tl.constexpr,
     SCORES: tl.constexpr, ROWS: tl.constexpr, WEIGHTS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * block
@@ -94,10 +97,11 @@ def _outer(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["block"])
+@triton.jit(do_not_specialize=["block", "num_others"])
 def _add_parts(
-    parts, others, other_scores, log_sums, offsets, output, block, num_weights, width, num_others,
-    HAS_OTHERS: tl.constexpr, PARTS: tl.constexpr, ENTRIES: tl.constexpr,
+    parts, others, other_scores, log_sums, offsets, output, block, num_others,
+    num_weights: tl.constexpr, width: tl.constexpr, HAS_OTHERS: tl.constexpr,
+    PARTS: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     slide = tl.program_id(0)
     entries = num_weights * width
@@ -126,8 +130,8 @@ def _add_parts(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _score(
-    rows, queries, slides, scores, tops, sums, num_rows, width, columns,
-    stride_row, stride_slide, stride_column, slide_stride,
+    rows, queries, slides, scores, tops, sums, num_rows,
+    width: tl.constexpr, columns: tl.constexpr, stride_row: tl.constexpr, slide_stride: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -146,7 +150,7 @@ def _score(
                 mask=mine[:, None] & (inner < width)[None, :], other=0.0,
             )  # fmt: skip
             right = tl.load(
-                queries + number.to(tl.int64) * stride_slide + inner[:, None] + column[None, :] * stride_column,
+                queries + (number * columns + column[None, :]) * width + inner[:, None],
                 mask=(inner < width)[:, None] & (column < columns)[None, :], other=0.0,
             )  # fmt: skip
             total += tl.dot(left, right, input_precision=PRECISION)
@@ -161,7 +165,16 @@ def _score(
 
 @triton.jit(do_not_specialize=["block", "num_others"])
 def _log_sums(
-    tops, sums, others, offsets, output, block, columns, num_others, PARTS: tl.constexpr, COLUMNS: tl.constexpr
+    tops,
+    sums,
+    others,
+    offsets,
+    output,
+    block,
+    num_others,
+    columns: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     slide = tl.program_id(0)
     column = tl.arange(0, COLUMNS)
@@ -191,8 +204,8 @@ def _log_sums(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _score_gradient(
-    rows, grad, scores, log_sums, means, slides, both, num_rows, width, columns,
-    stride_row, slide_stride,
+    rows, grad, scores, log_sums, means, slides, both, num_rows,
+    width: tl.constexpr, columns: tl.constexpr, stride_row: tl.constexpr, slide_stride: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -211,7 +224,7 @@ def _score_gradient(
                 mask=mine[:, None] & (inner < width)[None, :], other=0.0,
             )  # fmt: skip
             right = tl.load(
-                grad + (number.to(tl.int64) * columns + column[None, :]) * width + inner[:, None],
+                grad + (number * columns + column[None, :]) * width + inner[:, None],
                 mask=(inner < width)[:, None] & (column < columns)[None, :], other=0.0,
             )  # fmt: skip
             total += tl.dot(left, right.to(left.dtype), input_precision=PRECISION)
@@ -235,11 +248,12 @@ def launch_matmul(rows: Tensor, matrices: Tensor, slides: Tensor, dtype: torch.d
     block = _block(columns, 128)
     grid = triton.cdiv(num_rows, _ROWS), triton.cdiv(columns, block)
     stride_slide, stride_column, stride_width = matrices.stride()
-    _matmul[grid](
-        rows, matrices, slides, output, num_rows, width, columns,
-        rows.stride(0), stride_slide, stride_column, stride_width, slides.stride(0),
-        ROWS=_ROWS, COLUMNS=block, WIDTH=_block(width, 64), PRECISION=precision(),
-    )  # fmt: skip
+    constants = {
+        "width": width, "columns": columns, "stride_row": rows.stride(0), "stride_slide": stride_slide,
+        "stride_column": stride_column, "stride_width": stride_width, "slide_stride": slides.stride(0),
+        "ROWS": _ROWS, "COLUMNS": block, "WIDTH": _block(width, 64), "PRECISION": precision(),
+    }  # fmt: skip
+    launch(_matmul, grid, (rows, matrices, slides, output, num_rows), constants)
     return output
 
 
@@ -248,20 +262,15 @@ def launch_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`slides.slide_attention`: what the queries read, the scores of the rows, and the log-sum-exp of all scores."""
     rows, others, queries, other_scores = (part.contiguous() for part in (rows, others, queries, other_scores))
-    (num_rows, width), (num_slides, columns) = rows.shape, queries.shape[:2]
+    num_rows, (num_slides, columns) = len(rows), queries.shape[:2]
     num_blocks = triton.cdiv(num_rows, _ROWS)
     scores = torch.empty(num_rows, columns, dtype=torch.float32, device=rows.device)
     tops, sums = torch.empty(2, num_blocks + num_slides, columns, dtype=torch.float32, device=rows.device)
-    size = max(16, triton.next_power_of_2(columns))
-    _score[(num_blocks,)](
-        rows, queries, slides, scores, tops, sums, num_rows, width, columns,
-        rows.stride(0), queries.stride(0), queries.stride(1), slides.stride(0),
-        ROWS=_ROWS, COLUMNS=size, WIDTH=_block(width, 64), PRECISION=precision(),
-    )  # fmt: skip
+    constants = _shape(rows, columns, slides)
+    launch(_score, (num_blocks,), (rows, queries, slides, scores, tops, sums, num_rows), constants)
     log_sums = torch.empty(num_slides, columns, dtype=torch.float32, device=rows.device)
-    _log_sums[(num_slides,)](
-        tops, sums, other_scores, offsets, log_sums, _ROWS, columns, others.shape[1], PARTS=64, COLUMNS=size
-    )
+    arguments = tops, sums, other_scores, offsets, log_sums, _ROWS, others.shape[1]
+    launch(_log_sums, (num_slides,), arguments, {"columns": columns, "PARTS": 64, "COLUMNS": constants["COLUMNS"]})
     read = _summed(scores, log_sums, rows, slides, offsets, others, other_scores)
     return read, scores, log_sums
 
@@ -270,13 +279,10 @@ def launch_score_gradient(
     rows: Tensor, grad: Tensor, scores: Tensor, log_sums: Tensor, means: Tensor, slides: Tensor
 ) -> Tensor:
     """The weights of the rows and the gradients of their scores, side by side."""
-    (num_rows, width), columns = rows.shape, scores.shape[1]
+    num_rows, columns = scores.shape
     both = rows.new_empty(num_rows, 2 * columns)
-    _score_gradient[(triton.cdiv(num_rows, _ROWS),)](
-        rows, grad, scores, log_sums, means, slides, both, num_rows, width, columns,
-        rows.stride(0), slides.stride(0),
-        ROWS=_ROWS, COLUMNS=max(16, triton.next_power_of_2(columns)), WIDTH=_block(width, 64), PRECISION=precision(),
-    )  # fmt: skip
+    arguments = rows, grad, scores, log_sums, means, slides, both, num_rows
+    launch(_score_gradient, (triton.cdiv(num_rows, _ROWS),), arguments, _shape(rows, columns, slides))
     return both
 
 
@@ -291,15 +297,19 @@ def _summed(
     parts = torch.empty(num_blocks + num_slides, num_weights * width, dtype=torch.float32, device=rows.device)
     columns, depth = _block(num_weights, 64), _block(width, 64)
     unused = weights if log_sums is None else log_sums
-    _outer[num_blocks, triton.cdiv(width, depth), triton.cdiv(num_weights, columns)](
-        weights, unused, rows, slides, offsets, parts, num_rows, block, num_weights, width, rows.stride(0),
-        slides.stride(0), SCORES=log_sums is not None, ROWS=_ROWS, WEIGHTS=columns, WIDTH=depth, PRECISION=precision(),
-    )  # fmt: skip
+    grid = num_blocks, triton.cdiv(width, depth), triton.cdiv(num_weights, columns)
+    sizes = {"num_weights": num_weights, "width": width}
+    constants = sizes | {
+        "stride_row": rows.stride(0), "slide_stride": slides.stride(0), "SCORES": log_sums is not None,
+        "ROWS": _ROWS, "WEIGHTS": columns, "WIDTH": depth, "PRECISION": precision(),
+    }  # fmt: skip
+    launch(_outer, grid, (weights, unused, rows, slides, offsets, parts, num_rows, block), constants)
     output = torch.empty(num_slides, num_weights, width, dtype=torch.float32, device=rows.device)
-    _add_parts[num_slides, triton.cdiv(num_weights * width, 128)](
-        parts, unused if others is None else others, unused if other_scores is None else other_scores, unused, offsets,
-        output, block, num_weights, width, 0 if others is None else others.shape[1],
-        HAS_OTHERS=others is not None, PARTS=16, ENTRIES=128,
+    further = (unused, unused, 0) if others is None or other_scores is None else (others, other_scores, others.shape[1])
+    launch(
+        _add_parts, (num_slides, triton.cdiv(num_weights * width, 128)),
+        (parts, *further[:2], unused, offsets, output, block, further[2]),
+        sizes | {"HAS_OTHERS": others is not None, "PARTS": 16, "ENTRIES": 128},
     )  # fmt: skip
     return output
 
@@ -312,6 +322,16 @@ def launch_outer(weights: Tensor, rows: Tensor, slides: Tensor, offsets: Tensor)
 def precision() -> str:
     """How products of float32 are rounded: as torch's own switch says."""
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _shape(rows: Tensor, columns: int, slides: Tensor) -> dict[str, Any]:
+    """Compile-time values of the kernels with one tile of columns."""
+    width = rows.shape[1]
+    return {
+        "width": width, "columns": columns, "stride_row": rows.stride(0), "slide_stride": slides.stride(0),
+        "ROWS": _ROWS, "COLUMNS": max(16, triton.next_power_of_2(columns)), "WIDTH": _block(width, 64),
+        "PRECISION": precision(),
+    }  # fmt: skip
 
 
 def _unit_stride(rows: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ def _backward(
     if not has_kernels(qkv):
         return _plain_backward(grad, qkv, bias, tokens, cells, window_size, reach)
     from span_sparse.nn.window_kernels import key_gradient_kernel, query_gradient_kernel
+    from span_sparse.sparse.launching import launch
 
     num_cells, num_heads, scale = len(cells), qkv.shape[2], qkv.shape[3] ** -0.5
     group = max(_MIN_GROUP, -(-num_cells // _MAX_GROUPS)) if train_bias else 1
@@ -62,15 +63,18 @@ def _backward(
     dqkv, mean_grads = torch.empty_like(qkv), torch.empty_like(log_sums)
     slots = window_size**2
     parts = log_sums.new_empty((num_groups if train_bias else 0), 4, num_heads, slots * 7 * slots)
-    shape, options = _launch(qkv, bias, window_size, reach)
+    shape, num_warps = _tile(qkv, bias, window_size, reach)
     pointer = _pointer(bias, qkv)
-    query_gradient_kernel[(num_groups, num_heads * (4 if train_bias else 1))](
-        grad, qkv, pointer, tokens, seen, cells, output, log_sums, dqkv, mean_grads, parts, scale, num_cells,
-        **shape, **options, GROUP=group, TRAIN_BIAS=train_bias,
+    launch(
+        query_gradient_kernel, (num_groups, num_heads * (4 if train_bias else 1)),
+        (grad, qkv, pointer, tokens, seen, cells, output, log_sums, dqkv, mean_grads, parts, scale, num_cells, group),
+        shape | {"TRAIN_BIAS": train_bias}, num_warps=num_warps,
     )  # fmt: skip
-    key_gradient_kernel[(num_cells * num_heads,)](
-        grad, qkv, pointer, tokens, seen, cells, log_sums, mean_grads, dqkv, scale, num_cells, **shape, **options
-    )
+    launch(
+        key_gradient_kernel, (num_cells * num_heads,),
+        (grad, qkv, pointer, tokens, seen, cells, log_sums, mean_grads, dqkv, scale, num_cells),
+        shape, num_warps=num_warps,
+    )  # fmt: skip
     return dqkv, _bias_gradient(parts, bias, window_size) if train_bias and bias is not None else grad.new_empty(0)
 
 
@@ -108,15 +112,16 @@ def _forward(
     if not has_kernels(qkv):
         return _plain_forward(qkv, bias, tokens, cells, window_size, reach)
     from span_sparse.nn.window_kernels import forward_kernel
+    from span_sparse.sparse.launching import launch
 
     output = torch.empty_like(qkv[:, 0])
     log_sums = qkv.new_empty(qkv.shape[0], qkv.shape[2], dtype=torch.float32)
-    shape, options = _launch(qkv, bias, window_size, reach)
+    shape, num_warps = _tile(qkv, bias, window_size, reach)
     grid = (len(cells) * qkv.shape[2],)
-    forward_kernel[grid](
-        qkv, _pointer(bias, qkv), tokens, seen, cells, output, log_sums, qkv.shape[3] ** -0.5, len(cells),
-        **shape, **options,
+    arguments = (
+        qkv, _pointer(bias, qkv), tokens, seen, cells, output, log_sums, qkv.shape[3] ** -0.5, len(cells)
     )  # fmt: skip
+    launch(forward_kernel, grid, arguments, shape, num_warps=num_warps)
     return output, log_sums
 
 
@@ -142,7 +147,7 @@ def _pointer(bias: Tensor | None, like: Tensor) -> Tensor:
     return like if bias is None else bias
 
 
-def _launch(qkv: Tensor, bias: Tensor | None, window_size: int, reach: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _tile(qkv: Tensor, bias: Tensor | None, window_size: int, reach: str) -> tuple[dict[str, Any], int]:
     """Compile-time sizes, and how the tile is spread: small ones run best in one warp (measured on an H200)."""
     import triton
 
@@ -156,7 +161,7 @@ def _launch(qkv: Tensor, bias: Tensor | None, window_size: int, reach: str) -> t
         "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
     }  # fmt: skip
     elements = keys * depth * qkv.element_size()
-    return shape, {"num_warps": 1 if elements <= 2**13 else 2 if elements <= 2**14 else 4}
+    return shape, 1 if elements <= 2**13 else 2 if elements <= 2**14 else 4
 
 
 def _bias_gradient(parts: Float[Tensor, "groups parities heads pairs"], bias: Tensor, window_size: int) -> Tensor:

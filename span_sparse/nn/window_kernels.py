@@ -8,7 +8,7 @@ gradients of a cell's queries, and of its keys and values, are gathered through 
 no two programs write to the same row: results are the same from run to run. Only the position bias is shared by all
 cells; its gradient is summed per group of cells and parity in the order of the cells, and the groups afterwards.
 
-With `GROUP = 1` and no bias to train, the query kernel takes one cell a program.
+Without a bias to train, the query kernel takes one cell a program.
 """
 
 # pyright: reportUnknownParameterType=none, reportMissingParameterType=none
@@ -102,19 +102,19 @@ def forward_kernel(
     tl.store(log_sums + token * HEADS + head, top + tl.log(total), mask=token >= 0)
 
 
-@triton.jit(do_not_specialize=["num_cells"])
+@triton.jit(do_not_specialize=["num_cells", "group"])
 def query_gradient_kernel(
-    grad, qkv, bias, tokens, seen, cells, output, log_sums, dqkv, mean_grads, dbias, scale, num_cells,
+    grad, qkv, bias, tokens, seen, cells, output, log_sums, dqkv, mean_grads, dbias, scale, num_cells, group,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, SIDE: tl.constexpr, REACH: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-    GROUP: tl.constexpr, TRAIN_BIAS: tl.constexpr,
+    TRAIN_BIAS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the queries of a group of cells, `mean_grads = Σ_c grad · output`, and of the bias, by parity."""
     head, parity = tl.program_id(1) % HEADS, tl.program_id(1) // HEADS
     width: tl.constexpr = HEADS * CHANNELS
     total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
-    for position in range(GROUP):
-        cell = tl.program_id(0) * GROUP + position
+    for position in range(group):
+        cell = tl.program_id(0) * group + position
         mine = cell < num_cells
         if TRAIN_BIAS:
             row = tl.load(cells + 3 * cell + 1, mask=mine, other=0)

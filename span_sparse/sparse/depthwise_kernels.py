@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from span_sparse.sparse.launching import launch
+
 _ROWS, _CHANNELS = 16, 128
 _MAX_GROUPS = 512
 """Groups of outputs whose weight gradients are summed apart, at most."""
@@ -16,8 +18,8 @@ _MAX_GROUPS = 512
 
 @triton.jit(do_not_specialize=["num_outputs"])
 def _gather(
-    features, weight, table, output, num_outputs, channels,
-    TAPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    features, weight, table, output, num_outputs,
+    channels: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -35,8 +37,8 @@ def _gather(
 
 @triton.jit(do_not_specialize=["num_outputs", "group"])
 def _tap_gradients(
-    features, grad, table, parts, num_outputs, group, channels,
-    TAPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    features, grad, table, parts, num_outputs, group,
+    channels: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     tap = tl.program_id(2)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -59,9 +61,8 @@ def launch_gather(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
     outputs, channels = table.shape[0], features.shape[1]
     output = features.new_empty(outputs, channels)
     grid = triton.cdiv(outputs, _ROWS), triton.cdiv(channels, _CHANNELS)
-    _gather[grid](
-        features, weight, table, output, outputs, channels, TAPS=table.shape[1], ROWS=_ROWS, CHANNELS=_CHANNELS
-    )
+    constants = {"channels": channels, "TAPS": table.shape[1], "ROWS": _ROWS, "CHANNELS": _CHANNELS}
+    launch(_gather, grid, (features, weight, table, output, outputs), constants)
     return output
 
 
@@ -71,7 +72,7 @@ def launch_tap_gradients(features: Tensor, grad: Tensor, table: Tensor) -> Tenso
     group = _ROWS * triton.cdiv(outputs, _ROWS * _MAX_GROUPS)
     num_groups = triton.cdiv(outputs, group)
     parts = torch.empty(num_groups, taps, channels, dtype=torch.float32, device=features.device)
-    _tap_gradients[num_groups, triton.cdiv(channels, _CHANNELS), taps](
-        features, grad, table, parts, outputs, group, channels, TAPS=taps, ROWS=_ROWS, CHANNELS=_CHANNELS
-    )
+    grid = num_groups, triton.cdiv(channels, _CHANNELS), taps
+    constants = {"channels": channels, "TAPS": taps, "ROWS": _ROWS, "CHANNELS": _CHANNELS}
+    launch(_tap_gradients, grid, (features, grad, table, parts, outputs, group), constants)
     return parts.sum(dim=0)

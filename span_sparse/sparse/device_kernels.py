@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from span_sparse.sparse.launching import launch
+
 _BLOCK = 256
 
 
@@ -50,9 +52,9 @@ def launch_pair_table(coords: Tensor, pairs: Tensor, num_slides: int) -> tuple[T
     """`device_tables.pair_table`."""
     (_, taps, inputs), outputs = pairs.shape, len(coords)
     table, offsets = pairs.new_full((outputs, taps), -1), pairs.new_empty(num_slides + 1)
-    _pair_table[(triton.cdiv(max(taps * inputs, outputs), _BLOCK),)](
-        coords, pairs, table, offsets, outputs, inputs, num_slides, TAPS=taps, BLOCK=_BLOCK
-    )
+    grid = (triton.cdiv(max(taps * inputs, outputs), _BLOCK),)
+    arguments = coords, pairs, table, offsets, outputs, inputs, num_slides
+    launch(_pair_table, grid, arguments, {"TAPS": taps, "BLOCK": _BLOCK})
     return table, offsets
 
 
@@ -60,7 +62,7 @@ def launch_seen_tokens(cells: Tensor, tokens: Tensor, neighbours: Tensor) -> Ten
     """`device_tables.seen_tokens`."""
     num_cells, slots = tokens.shape
     seen = tokens.new_empty(num_cells, 7 * slots)
-    _seen_tokens[(triton.cdiv(seen.numel(), _BLOCK),)](
-        cells, tokens, neighbours, seen, num_cells, SLOTS=slots, COLUMNS=7 * slots, BLOCK=_BLOCK
-    )
+    grid = (triton.cdiv(seen.numel(), _BLOCK),)
+    constants = {"SLOTS": slots, "COLUMNS": 7 * slots, "BLOCK": _BLOCK}
+    launch(_seen_tokens, grid, (cells, tokens, neighbours, seen, num_cells), constants)
     return seen

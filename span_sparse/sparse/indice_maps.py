@@ -80,7 +80,7 @@ def pairs_to_table(indice_pairs: Int[Tensor, "2 taps pairs"], num_outputs: int) 
     inputs, outputs = indice_pairs.unbind(0)
     table = inputs.new_full((inputs.shape[0], num_outputs + 1), -1, dtype=torch.int32)
     columns = torch.where(outputs >= 0, outputs, num_outputs).long()  # what is no pair writes -1 to a spare column
-    return table.scatter_(1, columns, inputs.int())[:, :-1]
+    return table.scatter_(1, columns, inputs.int())[:, :-1].contiguous()
 
 
 def strided_map(
@@ -114,7 +114,7 @@ def strided_map(
 def _strided_pairs(
     coords: Int32[Tensor, "tokens 3"], num_slides: int, extents: list[int], kernel_size: int, stride: int, dilation: int
 ) -> tuple[Int32[Tensor, "outputs 3"], Int32[Tensor, "2 taps tokens"]]:
-    """Outputs of a strided convolution without padding, by (slide, row, col), and Native's pairs of inputs and outputs."""
+    """Outputs of a strided convolution without padding, by (slide, row, col), and Native's pairs of rows."""
     load_spconv()
     from spconv.pytorch import ops
 
