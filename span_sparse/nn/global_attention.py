@@ -41,13 +41,14 @@ class GlobalExchange(NamedTuple):
     """What both sides read, heads concatenated, before the output projection.
 
     Attributes:
-        for_locals: what the locals read from the globals; None where nothing reads it.
+        for_locals: what the locals read from the globals: one row a local, or one a slide where all its locals read the
+            same (a slide has one global token); None where nothing reads it.
         for_globals: what the globals read from everything.
         weights: the weight every local has for each global token and head; with those of the globals among themselves
             they sum to one over a slide.
     """
 
-    for_locals: Float[Tensor, "tokens channels"] | None
+    for_locals: Float[Tensor, "rows channels"] | None
     for_globals: Float[Tensor, "slides globals channels"]
     weights: Float[Tensor, "globals heads tokens"]
 
@@ -117,11 +118,11 @@ def _by_head(weight: Tensor, num_heads: int) -> Tensor:
 def _read_globals(
     local_tokens: Tensor, projections: Projections, global_tokens: Tensor, num_heads: int, sites: SparseSites
 ) -> Tensor:
-    """What every local token reads from the globals of its slide."""
+    """What every local token reads from the globals of its slide; one row a slide where that is all."""
     query, key, value = projections
     values = value(global_tokens)
     if global_tokens.shape[1] == 1:
-        return to_rows(values[:, 0], sites)
+        return values[:, 0]
     scale = (local_tokens.shape[1] // num_heads) ** -0.5
     keys = _per_head(key(global_tokens) * scale, num_heads)
     absorbed = _per_row(torch.bmm(keys, _by_head(query.weight, num_heads)), global_tokens.shape)

@@ -46,6 +46,7 @@ class GlobalTokens(nn.Module):
         if not kinds:
             raise ConfigError("tokens: at least one global token is needed, for example ['lrn1e-4']")
         self.kinds = tuple(kinds)
+        self.reads_features = any(kind in _STATISTICS for kind in kinds)
         self.learned = nn.ParameterList()
         fixed: list[Tensor] = []
         for kind in kinds:

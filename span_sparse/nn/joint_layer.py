@@ -5,7 +5,8 @@ Both kinds of tokens pass the same LayerNorms, output projection and feed-forwar
 are part of the LayerNorm that follows (`add_norm`), and rows keep the dtype of the products.
 
 Kept for the backward pass per layer: the sums before both LayerNorms, their results, q, k, v, the attention's output
-and log-sum-exp, and the hidden units.
+and log-sum-exp, and the hidden units; 10 widths of a token with `ff_ratio` 2. Without gradients at most q,
+k, v, the output and the residual stream are held at once.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from span_sparse.nn.add_norm import add_norm
 from span_sparse.nn.execution import current_execution
+from span_sparse.nn.slides import to_rows
 from span_sparse.sparse import Level
 
 if TYPE_CHECKING:
@@ -36,53 +39,111 @@ def joint_layer(
     """`TransformerLayer.forward`."""
     from span_sparse.nn.transformer import LayerOutput
 
-    sizes = [len(local_tokens), global_tokens.shape[0] * global_tokens.shape[1]]
-    rows = torch.cat([local_tokens, global_tokens.flatten(0, 1).to(local_tokens.dtype)])
+    shape, sizes = global_tokens.shape, [len(local_tokens), global_tokens.shape[0] * global_tokens.shape[1]]
+    rows = joined_rows(local_tokens, global_tokens)
     _, normed = add_norm(rows, None, layer.attention_norm)
     normed_local, normed_global = normed.split(sizes)
-    exchange = layer.exchange(normed_local, normed_global.view(global_tokens.shape), level, locals_needed)
+    exchange = layer.exchange(normed_local, normed_global.view(shape), level, locals_needed)
     for_globals = rows.new_zeros(sizes[1], rows.shape[1]) if exchange is None else exchange.for_globals.flatten(0, 1)
     attention = None if exchange is None else exchange.weights
     if not locals_needed:
-        refined = _refine(layer, rows[sizes[0] :], for_globals)
-        return LayerOutput(local_tokens, refined.view(global_tokens.shape), attention)
-    attended = layer.windows(normed_local, level)
+        refined = _refine(layer, rows[sizes[0] :], layer.dropout(layer.output(for_globals)))
+        return LayerOutput(local_tokens, refined.view(shape), attention)
+    products = layer.window_products(normed_local, level)
     for_locals = None if exchange is None else exchange.for_locals
-    refined = _refine(layer, rows, _Assembled.apply(attended, for_locals, for_globals))  # pyright: ignore[reportArgumentType]
+    del normed, normed_local, normed_global, exchange  # the attention needs the products only
+    attended = layer.attend(products, level)
+    del products
+    whole = torch.is_grad_enabled() or len(rows) <= current_execution(rows.device).rows_at_once
+    refined = (_residual if whole else _residual_in_blocks)(layer, rows, attended, for_locals, for_globals, level)
     local_rows, global_rows = refined.split(sizes)
-    return LayerOutput(local_rows, global_rows.view(global_tokens.shape), attention)
+    return LayerOutput(local_rows, global_rows.view(shape), attention)
 
 
-def _refine(layer: TransformerLayer, rows: Tensor, attended: Tensor) -> Tensor:
-    """Both residual branches."""
-    branch = layer.dropout(layer.output(attended))
+def joined_rows(local_tokens: Tensor, global_tokens: Tensor) -> Tensor:
+    """Local tokens and, below them, the global ones; without a copy where they lie like this already."""
+    num_rows, width = len(local_tokens) + global_tokens.numel() // local_tokens.shape[1], local_tokens.shape[1]
+    adjacent = (
+        not torch.is_grad_enabled()
+        and local_tokens.dtype == global_tokens.dtype
+        and local_tokens.is_contiguous()
+        and global_tokens.is_contiguous()
+        and local_tokens.untyped_storage().data_ptr() == global_tokens.untyped_storage().data_ptr()
+        and local_tokens.storage_offset() + local_tokens.numel() == global_tokens.storage_offset()
+    )
+    if adjacent:
+        return local_tokens.as_strided((num_rows, width), (width, 1))
+    return torch.cat([local_tokens, global_tokens.flatten(0, 1).to(local_tokens.dtype)])
+
+
+def _residual(
+    layer: TransformerLayer,
+    rows: Tensor,
+    attended: Tensor,
+    for_locals: Tensor | None,
+    for_globals: Tensor,
+    level: Level,
+) -> Tensor:
+    """Both residual branches; what is the same for all locals of a slide is added after the output projection."""
+    if for_locals is not None and len(for_locals) == len(attended):
+        attended, for_locals = attended + for_locals, None
+    local_branch = layer.output(attended)
+    if for_locals is not None:
+        for_locals = to_rows(F.linear(for_locals, layer.output.weight).to(local_branch.dtype), level.sites)
+    branch = _Assembled.apply(local_branch, for_locals, layer.output(for_globals))
+    return _refine(layer, rows, layer.dropout(branch))  # pyright: ignore[reportArgumentType]
+
+
+def _residual_in_blocks(
+    layer: TransformerLayer,
+    rows: Tensor,
+    attended: Tensor,
+    for_locals: Tensor | None,
+    for_globals: Tensor,
+    level: Level,
+) -> Tensor:
+    """The same without gradients, some rows at once: the hidden units are the largest tensor."""
+    if for_locals is not None:
+        whole = len(for_locals) == len(attended)
+        attended = attended.add_((for_locals if whole else to_rows(for_locals, level.sites)).to(attended.dtype))
+    refined = torch.empty_like(rows)
+    start = 0
+    for part in (*attended.split(current_execution(rows.device).rows_at_once), for_globals):
+        block = slice(start, start + len(part))
+        refined[block] = _refine(layer, rows[block], layer.dropout(layer.output(part)))
+        start += len(part)
+    return refined
+
+
+def _refine(layer: TransformerLayer, rows: Tensor, branch: Tensor) -> Tensor:
+    """The sum with the first branch, and the second one."""
     total, normed = add_norm(rows, branch, layer.feed_forward_norm)
     widen, activation, *rest = layer.feed_forward
     hidden = widen(normed)
     hidden = hidden.relu_() if isinstance(activation, nn.ReLU) else activation(hidden)
     for module in rest:
         hidden = module(hidden)
-    return total + hidden
+    return total + hidden if torch.is_grad_enabled() else hidden.add_(total)
 
 
 class _Assembled(torch.autograd.Function):
-    """What the locals read in windows and from the globals, and below it what the globals read."""
+    """The locals' branch, with what every local of a slide gets, and below it the globals' branch."""
 
     @staticmethod
-    def forward(ctx: Any, attended: Tensor, for_locals: Tensor | None, for_globals: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.dtypes = attended.dtype, None if for_locals is None else for_locals.dtype, for_globals.dtype
-        ctx.num_locals = len(attended)
-        rows = attended.new_empty(len(attended) + len(for_globals), attended.shape[1])
-        top = rows[: len(attended)]
+    def forward(ctx: Any, local_branch: Tensor, for_locals: Tensor | None, global_branch: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.dtypes = local_branch.dtype, None if for_locals is None else for_locals.dtype, global_branch.dtype
+        ctx.num_locals = len(local_branch)
+        rows = local_branch.new_empty(len(local_branch) + len(global_branch), local_branch.shape[1])
+        top = rows[: len(local_branch)]
         if for_locals is None:
-            top.copy_(attended)
+            top.copy_(local_branch)
         else:
-            torch.add(attended, for_locals.to(attended.dtype), out=top)
-        rows[len(attended) :] = for_globals
+            torch.add(local_branch, for_locals, out=top)
+        rows[len(local_branch) :] = global_branch
         return rows
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         local, other = grad[: ctx.num_locals], grad[ctx.num_locals :]
-        attended, for_locals, for_globals = ctx.dtypes
-        return local.to(attended), None if for_locals is None else local.to(for_locals), other.to(for_globals)
+        local_branch, for_locals, global_branch = ctx.dtypes
+        return local.to(local_branch), None if for_locals is None else local.to(for_locals), other.to(global_branch)

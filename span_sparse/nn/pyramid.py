@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -115,8 +115,7 @@ class PyramidEncoder(nn.Module):
 
     def forward(self, features: Float[Tensor, "tokens features"], pyramid: Pyramid) -> list[StageOutput]:
         """Runs all stages; rows of `features` as the caller has them, brought into order by `pyramid.order`."""
-        initial, local_tokens = self._enter(features, pyramid)
-        tokens = StageOutput(local_tokens, self.token_transition(initial, self.input_projection), None)
+        tokens = StageOutput(*self._enter(features, pyramid), None)
         outputs: list[StageOutput] = []
         for number, stage in enumerate(self.stages):
             tokens = stage(tokens, pyramid.level(number))
@@ -124,16 +123,52 @@ class PyramidEncoder(nn.Module):
         return outputs
 
     def _enter(self, features: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-        """Initial global tokens in input space, and the projected features in the order of the sites."""
+        """Projected features in the order of the sites, and the global tokens beside them."""
         order, sites = pyramid.order, pyramid.sites
-        rows_at_once = current_execution(features.device).rows_at_once
-        if torch.is_grad_enabled() or len(features) <= rows_at_once:  # gradients need the ordered features anyway
-            ordered = features if order is None else features[order]
-            return self.tokens(ordered, sites), self.input_projection(ordered)
+        execution = current_execution(features.device)
+        ordered = features
+        if order is not None and self.tokens.reads_features:
+            ordered = features[order]
+        initial = self.token_transition(self.tokens(ordered, sites), self.input_projection)
+        if execution.operators:
+            return self._project(features, order, initial, execution.rows_at_once)
+        if torch.is_grad_enabled() or len(features) <= execution.rows_at_once:
+            return self.input_projection(features if order is None else features[order]), initial
+        rows = torch.arange(len(features)) if order is None else order
+        return torch.cat(
+            [self.input_projection(features[part]) for part in rows.split(execution.rows_at_once)]
+        ), initial
+
+    def _project(
+        self, features: Tensor, order: Tensor | None, initial: Tensor, rows_at_once: int
+    ) -> tuple[Tensor, Tensor]:
+        """Projects before rows are moved, since what is projected is narrower; without gradients some rows at once."""
+        if torch.is_grad_enabled():
+            projected = self.input_projection(features)
+            return (projected if order is None else _Permuted.apply(projected, order)), initial  # pyright: ignore[reportReturnType]
+        projected = torch.cat([self.input_projection(part) for part in features.split(rows_at_once)])
+        num_locals, width = projected.shape
+        joined = projected.new_empty(num_locals + initial.shape[0] * initial.shape[1], width)  # see `joint_layer`
         if order is None:
-            order = torch.arange(len(features), device=features.device)
-        initial = self.tokens(features[order], sites)
-        return initial, torch.cat([self.input_projection(features[rows]) for rows in order.split(rows_at_once)])
+            joined[:num_locals] = projected
+        else:
+            torch.index_select(projected, 0, order, out=joined[:num_locals])
+        joined[num_locals:] = initial.flatten(0, 1)
+        return joined[:num_locals], joined[num_locals:].view(initial.shape)
+
+
+class _Permuted(torch.autograd.Function):
+    """Rows in another order; no row is read twice, so the gradients are only moved back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(order)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (order,) = ctx.saved_tensors
+        return torch.empty_like(grad).index_copy_(0, order, grad), None
 
 
 class DecoderStage(nn.Module):

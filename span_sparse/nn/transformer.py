@@ -28,13 +28,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from span_sparse.nn.add_norm import compute_dtype
 from span_sparse.nn.execution import current_execution
 from span_sparse.nn.global_attention import GlobalExchange, Projections, global_attention, projected_attention
 from span_sparse.nn.joint_layer import joint_layer, takes_joint_rows
 from span_sparse.nn.positions import AlibiBias, RelativePositionBias, rotate
-from span_sparse.nn.window_attention import Reach, choose, window_attention
-from span_sparse.nn.window_fused import fused_attention
+from span_sparse.nn.slides import to_rows
+from span_sparse.nn.window_attention import Reach, packed_attention, window_attention
 from span_sparse.sparse import Level
 
 AttentionMode = Literal["long", "long_noshift", "swin", "swin_global", "tradswin"]
@@ -169,48 +168,60 @@ class TransformerLayer(nn.Module):
         attention = None if exchange is None else exchange.weights
         if not locals_needed:
             return LayerOutput(local_tokens, global_tokens, attention)
-        attended = self.windows(normed, level)
+        attended = self._windows(normed, level)
         del normed
         if exchange is not None and exchange.for_locals is not None:
-            attended = attended + exchange.for_locals
+            whole = len(exchange.for_locals) == len(attended)
+            attended = attended + (exchange.for_locals if whole else to_rows(exchange.for_locals, level.sites))
         local_tokens = self._residual(local_tokens, attended, [_per_token(kept, level) for kept in skip])
         return LayerOutput(local_tokens, global_tokens, attention)
 
-    def windows(self, normed: Tensor, level: Level) -> Tensor:
-        """The window attentions of this mode, heads concatenated."""
+    def _window_sets(self) -> list[tuple[nn.ModuleList, Reach]]:
+        """The window attentions of this mode: projections and windows of each."""
         if self.reach is not None:
-            return self._attend(normed, self.window_qkv, level, self.reach)
-        if self.mode == "long":
-            return self._attend(normed, self.window_qkv, level, "union")
-        if self.mode == "long_noshift":
-            return self._attend(normed, self.window_qkv, level, "regular")
-        shifted = self._attend(normed, self.window_qkv, level, "shifted")
-        return shifted + self._attend(normed, self._second(), level, "regular")
+            return [(self.window_qkv, self.reach)]
+        if self.mode in ("long", "long_noshift"):
+            return [(self.window_qkv, "union" if self.mode == "long" else "regular")]
+        return [(self.window_qkv, "shifted"), (self._second(), "regular")]
+
+    def _windows(self, normed: Tensor, level: Level) -> Tensor:
+        """What the locals read in their windows, heads concatenated, some heads after the other."""
+        parts = [self._attend(normed, qkv, level, reach) for qkv, reach in self._window_sets()]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def _attend(self, normed: Tensor, qkv: nn.ModuleList, level: Level, reach: Reach) -> Tensor:
-        shape = len(normed), self.num_heads, normed.shape[1] // self.num_heads
+        num_groups = 1
+        if not torch.is_grad_enabled():
+            num_groups = min(current_execution(normed.device).head_groups, self.num_heads)
         bias = None if self.positions is None else self.positions(normed.dtype)
-        if choose(normed.device, compute_dtype(normed), shape, level.windows.window_size) == "fused":
-            return self._attend_packed(normed, qkv, bias, level, reach)
-        groups = min(current_execution(normed.device).head_groups, self.num_heads)
-        num_groups = 1 if torch.is_grad_enabled() else groups
         if num_groups == 1:
             return self._attend_with(range(self.num_heads), normed, qkv, bias, level, reach)
         bounds = [group * self.num_heads // num_groups for group in range(num_groups + 1)]
         parts = [range(first, last) for first, last in pairwise(bounds)]
         return torch.cat([self._attend_with(heads, normed, qkv, bias, level, reach) for heads in parts], dim=1)
 
-    def _attend_packed(
-        self, normed: Tensor, qkv: nn.ModuleList, bias: Tensor | None, level: Level, reach: Reach
-    ) -> Tensor:
-        """What all heads read; queries, keys and values are one product."""
-        weight, offset = (torch.cat([getattr(linear, name) for linear in qkv]) for name in ("weight", "bias"))
-        packed = F.linear(normed, weight, offset).unflatten(-1, (3, self.num_heads, -1))
-        if self.rotary:
-            q, k, v = packed.unbind(1)
-            places = level.sites.coords[:, 1:]
-            packed = torch.stack([rotate(q, places), rotate(k, places), v], dim=1)
-        return fused_attention(packed, bias, level.windows, reach).flatten(1)
+    def window_products(self, normed: Tensor, level: Level) -> list[Float[Tensor, "tokens 3 heads head_channels"]]:
+        """Queries, keys and values of every window attention, each one product."""
+        products = []
+        for qkv, _ in self._window_sets():
+            weight, offset = (torch.cat([getattr(linear, name) for linear in qkv]) for name in ("weight", "bias"))
+            packed = F.linear(normed, weight, offset).unflatten(-1, (3, self.num_heads, -1))
+            if self.rotary:
+                q, k, v = packed.unbind(1)
+                places = level.sites.coords[:, 1:]
+                packed = torch.stack([rotate(q, places), rotate(k, places), v], dim=1)
+            products.append(packed)
+        return products
+
+    def attend(self, products: list[Float[Tensor, "tokens 3 heads head_channels"]], level: Level) -> Tensor:
+        """What the locals read in their windows, heads concatenated, from `window_products`."""
+        bias = None if self.positions is None else self.positions(products[0].dtype)
+        attended = None
+        for packed, (_, reach) in zip(products, self._window_sets(), strict=True):
+            read = packed_attention(packed, bias, level.windows, reach).flatten(1)
+            attended = read if attended is None else attended + read
+        assert attended is not None
+        return attended
 
     def _attend_with(
         self, heads: range, normed: Tensor, qkv: nn.ModuleList, bias: Tensor | None, level: Level, reach: Reach

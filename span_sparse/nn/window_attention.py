@@ -64,6 +64,19 @@ def window_attention(
     return merged_attention(q, k, v, by_slots, windows, reach)
 
 
+def packed_attention(
+    qkv: Float[Tensor, "tokens 3 heads head_channels"],
+    bias: Float[Tensor, "heads side side"] | None,
+    windows: WindowMaps,
+    reach: Reach = "union",
+) -> Float[Tensor, "tokens heads head_channels"]:
+    """`window_attention` of queries, keys and values that are one tensor."""
+    num_tokens, _, *shape = qkv.shape
+    if choose(qkv.device, qkv.dtype, (num_tokens, *shape), windows.window_size) == "fused":
+        return fused_attention(qkv, bias, windows, reach)
+    return window_attention(*qkv.unbind(1), bias, windows, reach)
+
+
 def choose(
     device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], window_size: int
 ) -> AttentionImplementation:
