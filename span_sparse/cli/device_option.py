@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def device_of(name: str) -> str:
-    """The torch device of `auto`, `cpu`, `cuda` or `cuda:N`; a CUDA one becomes the current device.
+    """The torch device of `auto`, `cpu`, `cuda` or `cuda:N`; a CUDA one becomes the current device, TF32 off.
 
     Raises:
         ConfigError: no such device here.
@@ -12,7 +12,9 @@ def device_of(name: str) -> str:
     import torch
 
     from span_sparse.errors import ConfigError
+    from span_sparse.float32 import off_by_default
 
+    off_by_default()
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
