@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from span_sparse.float32 import exact_convolutions
 from span_sparse.models import SpanMil, SpanUnet, span_mil, span_survival, span_unet
 from span_sparse.models.verify import verify_reference
 from span_sparse.sparse import StridedConvolution, build_pyramid
 from span_sparse.sparse.backend import probe
+from span_sparse.sparse.exactness import dense_errors
 
 REFERENCE = sorted((Path(__file__).parents[1] / "reference").glob("*.npz"))
 """Outputs, tokens of every stage and gradients of the authors' code."""
@@ -90,3 +92,11 @@ def test_probe() -> None:
     result = probe("cuda")
     assert result["algorithm"] == "MaskImplicitGemm"
     assert result["max_error"] < 1e-4
+    above = {(w, q): e for w, quantities in result["errors"].items() for q, e in quantities.items() if not e < 1e-5}
+    assert above == {}  # what `span doctor` calls a failure
+
+
+def test_float32_products_and_convolutions_are_float32_when_tf32_is_off() -> None:
+    with exact_convolutions():
+        errors = dense_errors(torch.device("cuda"))
+    assert all(error < 1e-5 for error in errors.values()), errors
