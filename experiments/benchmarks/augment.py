@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from span_sparse.datasets.augment import AugmentationSettings, augment, square_symmetry
+from span_sparse.version import package_version
 
 NUM_TOKENS, CHANNELS = 20_000, 1_024
 
@@ -87,7 +87,7 @@ def measure(repeats: int) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("span-sparse", "torch")},
+            **{name: package_version(name) for name in ("span-sparse", "torch")},
         },
     }
 

@@ -15,7 +15,6 @@ pixel size of the patches, so that each patch is read at twice its edge and redu
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import io
 import json
 import math
@@ -43,6 +42,7 @@ from span_sparse.extract.engine import Engine
 from span_sparse.grid import LatticeSpec
 from span_sparse.store import FeatureStore
 from span_sparse.types import EncoderIdentity
+from span_sparse.version import package_version
 
 WIDTH_PX0, HEIGHT_PX0 = 100_000, 80_000
 TILE_PX, PATCH_PX, MPP = 256, 224, 0.5
@@ -140,10 +140,7 @@ def measure(root: Path, cache: Path, options: argparse.Namespace) -> dict[str, A
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "versions": {
             "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("span-sparse", "numpy", "openslide-python", "pillow")
-            },
+            **{name: package_version(name) for name in ("span-sparse", "numpy", "openslide-python", "pillow")},
             "openslide": openslide.__library_version__,
         },
     }

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -41,6 +40,7 @@ from span_sparse.extract.process_list import DONE, process_list_path, read_proce
 from span_sparse.grid import LatticeSpec
 from span_sparse.store import FeatureStore, validate_store
 from span_sparse.store.naming import group_name
+from span_sparse.version import package_version
 
 NUM_SLIDES, EDGE_PX, PATCH_PX, BATCH_SIZE = 8, 576, 32, 40
 SLIDE_IDS = [f"s{index}" for index in range(NUM_SLIDES)]
@@ -113,7 +113,7 @@ def measure(root: Path, num_kills: int, choices: random.Random) -> dict[str, Any
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("span-sparse", "numpy", "zarr", "openslide-python")},
+            **{name: package_version(name) for name in ("span-sparse", "numpy", "zarr", "openslide-python")},
         },
     }
 

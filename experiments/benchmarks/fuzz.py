@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -47,6 +46,7 @@ import numpy as np
 from span_sparse.cli import main as command_line
 from span_sparse.errors import SpanError
 from span_sparse.store import FeatureStore, validate_store
+from span_sparse.version import package_version
 
 BAD = ("crashes", "hangs", "silent")
 IDLE = -(10**9)
@@ -339,7 +339,7 @@ def figures_of(results: list[Result], seed: int, seconds: float) -> dict[str, An
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("span-sparse", "openslide-python", "h5py", "zarr")},
+            **{name: package_version(name) for name in ("span-sparse", "openslide-python", "h5py", "zarr")},
         },
     }
 

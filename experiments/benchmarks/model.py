@@ -1,50 +1,51 @@
-"""What does SPAN cost, and how does the cost grow with the slide? Beside other models, in one run.
+"""Cost of SPAN and its growth with the slide, beside other models, in one run.
 
     python experiments/benchmarks/model.py --patches 1000 10000 --threads 1 --json model.json --figure model.png
+    python experiments/benchmarks/model.py --device cuda --precision bf16 --json model.json
 
-One cell is one model, one number of patches and one mode (`forward`, `forward_backward`), in a process of its own:
-seconds of the median repetition, CPU seconds of the fastest (less disturbed on a shared machine), growth of peak memory
-over the loaded model and input, and the ratio to the model's own dense matrix products (every `mm` and `addmm` of the
-run, replayed alone with the same shapes: the floor). Features have 1,024 channels; patches cover 40 % of a square, in
-tissue-like blobs. Models: `span` (classification preset), `full_attention_fused` and `full_attention_naive` (2 layers,
-512 wide, 8 heads), `transmil` and `attention_pooling` (torchmil, if installed: `pip install 'span-sparse[baselines]'`).
-Models are in evaluation mode (no dropout) in both modes. On CPU the memory is the resident memory of the process, with
-every freed tensor given back to the system at once: what glibc keeps for later depends on the history of the process,
-and made the same model need 227 MB in one run and 371 MB in the next.
+One cell is one model, one number of patches and one mode (`forward`, `forward_backward`): seconds of the median
+repetition (of at most twelve, after a warm-up), CPU seconds of the fastest (less disturbed on a shared machine), growth
+of peak memory over the loaded model and input, the ratio to the model's own dense matrix products (every `mm` and
+`addmm` of the run, replayed alone with the same shapes), and the ratio to the floor (`floors.py`: bytes and operations
+over the bandwidth and the peak that this device reached in this run). Features have 1,024 channels; patches cover 40 %
+of a square, in tissue-like blobs. Models: `span` (classification preset), `full_attention_fused` and
+`full_attention_naive` (2 layers, 512 wide, 8 heads), `transmil` and `attention_pooling` (torchmil, if installed: `pip
+install 'span-sparse[baselines]'`). Models are in evaluation mode (no dropout) in both modes. Geometry is part of SPAN's
+time. On the CPU each cell has a process of its own, so that memory is comparable (`measuring.py`); on CUDA all share
+one, because starting it would cost more than the measurement.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from floors import DTYPES, ProductRecorder, autocast, dense_gflop, floor, machine, model_gflop, moved_bytes, replay
+from measuring import available_bytes, peak_growth_mb, release, repeat
+from model_figure import draw, exponent
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from span_sparse.files import write_atomically
+from span_sparse.float32 import off_by_default
 from span_sparse.models import SpanMil, span_mil
 
 MODELS = ("span", "full_attention_fused", "full_attention_naive", "transmil", "attention_pooling")
 MODES = ("forward", "forward_backward")
 NUM_FEATURES = 1024
 FILL = 0.4
-_M_MMAP_THRESHOLD = -3
-"""glibc's number of the option: allocations from this size on are given back to the system when they are freed."""
 
 
 class FullAttention(nn.Module):
@@ -113,176 +114,134 @@ def build(name: str, num_patches: int, device: torch.device) -> tuple[nn.Module,
     return model, lambda: model(features[None])
 
 
-class ProductRecorder(TorchDispatchMode):
-    """Notes the shapes of all dense matrix products."""
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measurement: which model on how many patches, in which mode, where, how, and for how long."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[int, int, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
-            left, right = args[-2:]
-            self.shapes.append((left.shape[0], left.shape[1], right.shape[1]))
-        return func(*args, **(kwargs or {}))
+    name: str
+    num_patches: int
+    mode: str
+    device: torch.device
+    precision: str
+    budget_s: float
 
 
-def measure_cell(name: str, num_patches: int, mode: str, device: torch.device, budget_s: float) -> dict[str, Any]:
+def one_pass(model: nn.Module, run: Callable[[], Tensor], mode: str, device: torch.device, precision: str) -> None:
+    """One forward pass, or one with its backward pass."""
+    if mode == "forward":
+        with torch.no_grad(), autocast(device, precision):
+            run()
+        return
+    model.zero_grad(set_to_none=True)
+    with autocast(device, precision):
+        logits = run()
+    logits.float().sum().backward()
+
+
+def measure_cell(cell: Cell) -> dict[str, Any]:
     """All figures of one cell, in this process."""
     torch.manual_seed(0)
-    build(name, 64, device)[1]()  # libraries are loaded before memory is looked at
-    model, run = build(name, num_patches, device)
+    how = cell.mode, cell.device, cell.precision
+    one_pass(*build(cell.name, 64, cell.device), *how)  # libraries are loaded before memory is looked at
+    model, run = build(cell.name, cell.num_patches, cell.device)
     model.eval()
 
     def once() -> None:
-        if mode == "forward":
-            with torch.no_grad():
-                run()
-        else:
-            model.zero_grad(set_to_none=True)
-            run().sum().backward()
+        one_pass(model, run, *how)
 
-    peak_mb = _peak_growth_mb(once, device)
-    seconds, cpu_seconds = _time(once, device, budget_s)
-    recorder = ProductRecorder()
-    with recorder:
+    on_cuda = cell.device.type == "cuda"
+    if on_cuda:
+        once()  # kernels are chosen by size, and loaded, before memory is looked at
+    peak_mb = peak_growth_mb(once, cell.device)
+    walls, cpus = repeat(once, cell.device, cell.budget_s)
+    seconds, cpu_seconds = statistics.median(walls), min(cpus)
+    bounds = _bounds(cell, model, once)
+    products = bounds["matmul_seconds"] if on_cuda else bounds["matmul_cpu_seconds"]
+    return {
+        "model": cell.name,
+        "patches": cell.num_patches,
+        "mode": cell.mode,
+        "device": str(cell.device),
+        "precision": cell.precision,
+        "repetitions": len(walls),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_mb": peak_mb,
+        "ratio_to_matmul": (seconds if on_cuda else cpu_seconds) / products if products else None,
+        "ratio_to_floor": seconds / bounds["floor_seconds"],
+        **bounds,
+    }
+
+
+def _bounds(cell: Cell, model: nn.Module, once: Callable[[], None]) -> dict[str, float]:
+    """The model's own dense products replayed alone, and the floor of bytes and operations."""
+    with ProductRecorder() as recorder:
         once()
     shapes = recorder.shapes
-    buffers = {
-        size: torch.randn(size, device=device)
-        for rows, inner, columns in shapes
-        for size in ((rows, inner), (inner, columns))
-    }
-    _replay(shapes, buffers)
-    _, cpu_products = _time(lambda: _replay(shapes, buffers), device, budget_s)
+    products = replay(shapes, cell.device, cell.precision)
+    products()
+    walls, cpus = repeat(products, cell.device, cell.budget_s)
+    reached = machine(cell.device, cell.precision)
+    places = tissue(cell.num_patches)
+    bound = floor(
+        moved_bytes(cell.name, model, places, NUM_FEATURES, cell.mode, cell.precision),
+        model_gflop(cell.name, cell.num_patches, cell.mode, shapes, once),
+        reached,
+    )
     return {
-        "model": name,
-        "patches": num_patches,
-        "mode": mode,
-        "repetitions": len(seconds),
-        "seconds": statistics.median(seconds),
-        "cpu_seconds": min(cpu_seconds),
-        "peak_mb": peak_mb,
-        "ratio_to_matmul": (min(cpu_seconds) / min(cpu_products)) if shapes else None,
-        "matmul_gflop": sum(2e-9 * rows * inner * columns for rows, inner, columns in shapes),
-        "matmul_cpu_seconds": min(cpu_products),
+        "matmul_gflop": dense_gflop(shapes),
+        "matmul_seconds": statistics.median(walls) if shapes else 0.0,
+        "matmul_cpu_seconds": min(cpus) if shapes else 0.0,
+        "floor_mb": bound.moved_bytes / 1e6,
+        "floor_gflop": bound.gflop,
+        "floor_seconds": bound.seconds,
+        "bandwidth_gb_s": reached.bandwidth / 1e9,
+        "peak_gflop_s": reached.peak / 1e9,
     }
 
 
-def _replay(shapes: list[tuple[int, int, int]], buffers: dict[tuple[int, int], Tensor]) -> None:
-    """The products alone."""
-    for rows, inner, columns in shapes:
-        torch.mm(buffers[rows, inner], buffers[inner, columns])
-
-
-def _time(call: Callable[[], None], device: torch.device, budget_s: float) -> tuple[list[float], list[float]]:
-    """Wall and CPU seconds of up to seven repetitions within a budget: at least three, or one that exceeds it."""
-    walls: list[float] = []
-    cpus: list[float] = []
-    while not walls or (len(walls) < 7 and sum(walls) < budget_s) or (len(walls) < 3 and walls[0] < budget_s):
-        _synchronise(device)
-        wall, cpu = time.perf_counter(), time.process_time()
-        call()
-        _synchronise(device)
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return walls, cpus
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _peak_growth_mb(call: Callable[[], None], device: torch.device) -> float:
-    """Growth of peak memory over what is loaded, in MB."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    library = ctypes.CDLL(None)
-    library.mallopt(_M_MMAP_THRESHOLD, 2**16)
-    gc.collect()
-    library.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark (Linux)
-    before = _status_kib("VmRSS")
-    call()
-    growth = _status_kib("VmHWM") - before
-    library.mallopt(_M_MMAP_THRESHOLD, 2**25)  # where the threshold ends up by itself
-    return growth * 1024 / 1e6
-
-
-def _status_kib(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
-def exponent(cells: list[dict[str, Any]], key: str, smallest: int) -> float | None:
-    """Slope of `key` against patches on logarithmic axes, from `smallest` patches on; None with fewer than two."""
-    points = [(cell["patches"], cell[key]) for cell in cells if cell["patches"] >= smallest and cell[key] > 0]
-    if len(points) < 2:
-        return None
-    patches, values = np.log(np.array(points)).T
-    return float(np.polyfit(patches, values, 1)[0])
-
-
-def draw(cells: list[dict[str, Any]], path: Path) -> None:
-    """Time and memory against patches, logarithmic, one line a model."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained", sharex=True)
-    colours = dict(zip(MODELS, ("#d95f02", "#1b9e77", "#66a61e", "#7570b3", "#444444"), strict=True))
-    for column, mode in enumerate(MODES):
-        for row, (key, label) in enumerate((("cpu_seconds", "CPU seconds"), ("peak_mb", "peak memory growth, MB"))):
-            axis = axes[row, column]
-            for name in MODELS:
-                line = [cell for cell in cells if cell["model"] == name and cell["mode"] == mode]
-                if line:
-                    slope = exponent(line, key, 10_000)
-                    text = name if slope is None else f"{name} (slope {slope:.2f} from 10k)"
-                    patches = [cell["patches"] for cell in line]
-                    axis.plot(patches, [cell[key] for cell in line], "o-", color=colours[name], label=text, ms=4)
-            axis.set(xscale="log", yscale="log", ylabel=label, title=mode.replace("_", " + ") if row == 0 else "")
-            axis.grid(alpha=0.3, which="both")
-            axis.legend(fontsize=8, loc="upper left")
-            if row:
-                axis.set_xlabel("patches")
-    figure.savefig(path, dpi=120)
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = options.add_argument
+    add("--patches", type=int, nargs="+", default=[1_000, 5_000, 10_000, 20_000, 50_000, 100_000])
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    add("--modes", nargs="+", choices=MODES, default=list(MODES))
+    add("--threads", type=int, default=1)
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--precision", choices=list(DTYPES), default="fp32", help="of the products; bf16 and fp16 by autocast")
+    add("--limit-s", type=float, default=600, help="on the CPU a cell that takes longer is left out, and said")
+    add("--budget-s", type=float, help="time for the repetitions of a cell, beyond three; 20, on CUDA 2.5")
+    add("--json", type=Path, help="write the figures there")
+    add("--figure", type=Path, help="draw them there")
+    add("--cell", action="store_true", help=argparse.SUPPRESS)
+    return options
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patches", type=int, nargs="+", default=[1_000, 5_000, 10_000, 20_000, 50_000, 100_000])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--limit-s", type=float, default=600, help="a cell that takes longer is left out, and said")
-    parser.add_argument("--budget-s", type=float, default=20, help="time for the repetitions of a cell, beyond three")
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--figure", type=Path, help="draw them there")
-    parser.add_argument("--cell", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser().parse_args()
+    device = torch.device(args.device)
+    if args.budget_s is None:
+        args.budget_s = 2.5 if device.type == "cuda" else 20.0
+    torch.set_num_threads(args.threads)
+    off_by_default()
     if args.cell:
-        torch.set_num_threads(args.threads)
-        device = torch.device(args.device)
-        cell = measure_cell(args.models[0], args.patches[0], args.modes[0], device, args.budget_s)
-        print(json.dumps(cell))
+        print(json.dumps(_here(args, args.models[0], args.patches[0], args.modes[0])))
         return 0
-    return _all_cells(args)
+    return _all_cells(args, device)
 
 
-def _all_cells(args: argparse.Namespace) -> int:
+def _all_cells(args: argparse.Namespace, device: torch.device) -> int:
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     print(
-        f"{platform.processor() or platform.machine()}, {memory_gib:.0f} GiB, device {args.device}, "
-        f"{args.threads} thread(s), Python {platform.python_version()}, torch {torch.__version__}"
+        f"{where}, {memory_gib:.0f} GiB, device {args.device}, {args.precision}, {args.threads} thread(s), "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
     )
-    print(f"{'model':<22}{'patches':>8} {'mode':<17}{'seconds':>9}{'CPU s':>9}{'peak MB':>10}{'× own matmuls':>15}")
+    print(
+        f"{'model':<22}{'patches':>8} {'mode':<17}{'seconds':>10}{'CPU s':>9}{'peak MB':>9}{'× own matmuls':>15}"
+        f"{'floor s':>10}{'× floor':>9}"
+    )
     cells: list[dict[str, Any]] = []
     left_out: set[tuple[str, str]] = set()
     for num_patches in sorted(args.patches):  # what is compared is measured one after the other
@@ -290,17 +249,12 @@ def _all_cells(args: argparse.Namespace) -> int:
             for name in args.models:
                 if (name, mode) in left_out:
                     continue
-                cell = _in_a_process(args, name, num_patches, mode)
+                cell = _cell_or_none(args, name, num_patches, mode, device)
                 if cell is None:
                     left_out.add((name, mode))  # a larger one would not fit either
                     continue
                 cells.append(cell)
-                ratio = cell["ratio_to_matmul"]
-                print(
-                    f"{name:<22}{num_patches:>8} {mode:<17}{cell['seconds']:>9.3f}{cell['cpu_seconds']:>9.3f}"
-                    f"{cell['peak_mb']:>10.0f}{'' if ratio is None else f'{ratio:.2f}':>15}",
-                    flush=True,
-                )
+                _print_cell(cell)
     _print_summary(cells)
     if args.json is not None:
         write_atomically(args.json, (json.dumps(cells, indent=2) + "\n").encode())
@@ -309,57 +263,75 @@ def _all_cells(args: argparse.Namespace) -> int:
     return 0
 
 
-def _score_bytes(name: str, num_patches: int, mode: str) -> int:
-    """Memory of the `[heads, patches, patches]` tensors that naive attention holds at once; 0 for the others."""
-    if name != "full_attention_naive":
-        return 0
-    held = 3 if mode == "forward" else 6  # with gradients: scores and weights of two layers, and two gradients
-    return held * 8 * num_patches**2 * torch.float32.itemsize
-
-
-def _available_bytes(device: str) -> int:
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+def _print_cell(cell: dict[str, Any]) -> None:
+    ratio = cell["ratio_to_matmul"]
+    print(
+        f"{cell['model']:<22}{cell['patches']:>8} {cell['mode']:<17}{cell['seconds']:>10.5f}{cell['cpu_seconds']:>9.3f}"
+        f"{cell['peak_mb']:>9.0f}{'' if ratio is None else f'{ratio:.2f}':>15}{cell['floor_seconds']:>10.5f}"
+        f"{cell['ratio_to_floor']:>9.2f}",
+        flush=True,
+    )
 
 
 def _print_summary(cells: list[dict[str, Any]]) -> None:
     """The floor of SPAN and its growth."""
     span = [cell for cell in cells if cell["model"] == "span"]
     for cell in span:
-        speed = cell["matmul_gflop"] / cell["matmul_cpu_seconds"]
-        read = cell["patches"] * NUM_FEATURES * torch.float32.itemsize / 1e6
         print(
-            f"span, {cell['patches']} patches, {cell['mode']}: floor {cell['matmul_cpu_seconds']:.3f} s = "
-            f"{cell['matmul_gflop']:.1f} GFLOP of matrix products at {speed:.0f} GFLOP/s; features {read:.0f} MB"
+            f"span, {cell['patches']} patches, {cell['mode']}: floor {cell['floor_seconds']:.5f} s, the larger of "
+            f"{cell['floor_mb']:.0f} MB at {cell['bandwidth_gb_s']:.0f} GB/s and {cell['floor_gflop']:.1f} GFLOP at "
+            f"{cell['peak_gflop_s']:.0f} GFLOP/s; its own products alone {cell['matmul_seconds']:.5f} s"
         )
     for mode in MODES:
         line = [cell for cell in span if cell["mode"] == mode]
-        for key in ("cpu_seconds", "peak_mb"):
+        for key in ("seconds", "cpu_seconds", "peak_mb"):
             slope = exponent(line, key, 10_000)
             if slope is not None:
                 print(f"span, {mode}: {key} grows with exponent {slope:.3f} from 10,000 patches")
 
 
-def _in_a_process(args: argparse.Namespace, name: str, num_patches: int, mode: str) -> dict[str, Any] | None:
+def _score_bytes(name: str, num_patches: int, mode: str, precision: str) -> int:
+    """Memory of the `[heads, patches, patches]` tensors that naive attention holds at once; 0 for the others."""
+    if name != "full_attention_naive":
+        return 0
+    held = 3 if mode == "forward" else 6  # with gradients: scores and weights of two layers, and two gradients
+    return held * 8 * num_patches**2 * DTYPES[precision].itemsize
+
+
+def _cell_or_none(
+    args: argparse.Namespace, name: str, num_patches: int, mode: str, device: torch.device
+) -> dict[str, Any] | None:
     """One cell, or None with a note where it cannot be had."""
-    command = [sys.executable, __file__, "--cell", "--models", name, "--patches", str(num_patches), "--modes", mode]
-    command += ["--threads", str(args.threads), "--device", args.device, "--budget-s", str(args.budget_s)]
     where = f"{name}, {num_patches} patches, {mode}"
-    needed, available = _score_bytes(name, num_patches, mode), _available_bytes(args.device)
+    needed, available = _score_bytes(name, num_patches, mode, args.precision), available_bytes(device)
     if needed > 0.7 * available:
         print(f"left out: {where}: its scores need {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are free")
         return None
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=args.limit_s, check=False)
+        in_one = device.type == "cuda"
+        return _here(args, name, num_patches, mode) if in_one else _in_a_process(args, name, num_patches, mode)
     except subprocess.TimeoutExpired:
         print(f"left out: {where}: more than {args.limit_s:.0f} s (--limit-s)")
-        return None
+    except Exception as error:  # out of memory, a library that is not there: the other cells are still worth having
+        print(f"left out: {where}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+    return None
+
+
+def _here(args: argparse.Namespace, name: str, num_patches: int, mode: str) -> dict[str, Any]:
+    device = torch.device(args.device)
+    try:
+        return measure_cell(Cell(name, num_patches, mode, device, args.precision, args.budget_s))
+    finally:
+        release(device)
+
+
+def _in_a_process(args: argparse.Namespace, name: str, num_patches: int, mode: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--cell", "--models", name, "--patches", str(num_patches), "--modes", mode]
+    command += ["--threads", str(args.threads), "--device", args.device, "--precision", args.precision]
+    command += ["--budget-s", str(args.budget_s)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=args.limit_s, check=False)
     if result.returncode:
-        reason = (result.stderr.strip().splitlines() or [f"exit {result.returncode}"])[-1]
-        print(f"left out: {where}: {reason}")
-        return None
+        raise RuntimeError((result.stderr.strip().splitlines() or [f"exit {result.returncode}"])[-1])
     return json.loads(result.stdout.splitlines()[-1])
 
 

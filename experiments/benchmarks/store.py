@@ -14,7 +14,6 @@ the layout in which TRIDENT and CLAM write them; it must stay below 0.1. That fi
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -32,6 +31,7 @@ import numpy as np
 from span_sparse.grid import LatticeSpec
 from span_sparse.store import FeatureStore, SlideRecord
 from span_sparse.types import EncoderIdentity
+from span_sparse.version import package_version
 
 NUM_PATCHES, CHANNELS = 10_000, 1_024
 SLIDE_ID = "slide"
@@ -84,10 +84,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "versions": {
             "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("span-sparse", "numpy", "zarr", "google-crc32c", "h5py")
-            },
+            **{name: package_version(name) for name in ("span-sparse", "numpy", "zarr", "google-crc32c", "h5py")},
         },
     }
 

@@ -1,10 +1,10 @@
-"""Which device does `--device` mean?"""
+"""The option `--device`: from its text to a torch device that is there."""
 
 from __future__ import annotations
 
 
 def device_of(name: str) -> str:
-    """The torch device of `auto`, `cpu`, `cuda` or `cuda:N`; a CUDA one becomes the current device.
+    """The torch device of `auto`, `cpu`, `cuda` or `cuda:N`; a CUDA one becomes the current device, TF32 off.
 
     Raises:
         ConfigError: no such device here.
@@ -12,15 +12,22 @@ def device_of(name: str) -> str:
     import torch
 
     from span_sparse.errors import ConfigError
+    from span_sparse.float32 import off_by_default
 
+    off_by_default()
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError("--device cuda: no CUDA device is available here; use --device cpu")
+            raise ConfigError(f"--device {name}: no CUDA device is available here; use --device cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise ConfigError(f"--device {name}: found {found} GPUs here, counted from 0; use one of them, or cpu")
         torch.cuda.set_device(device)  # spconv launches on the current device
     return name

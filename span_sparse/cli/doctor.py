@@ -1,4 +1,4 @@
-"""Why does it not work on this machine, and what is missing for what?
+"""Diagnosis of an installation: what does not work on this machine, and what is missing for what.
 
 `span doctor` looks without importing anything that could crash: torch, spconv and OpenSlide are asked in processes of
 their own, because two of the failures it is here to find kill the interpreter (spconv-cu120's CUDA path divides by zero
@@ -28,6 +28,7 @@ from typing import Final
 from jsonargparse import ArgumentParser, Namespace
 
 from span_sparse.cli.probes import NUMPY_PROBE, OPENSLIDE_PROBE, SPCONV_PROBE, TORCH_PROBE, ProbeResult, probe
+from span_sparse.version import UNKNOWN, is_installed, package_version
 
 DESCRIPTION = "Show versions, devices and what is missing for what."
 
@@ -58,6 +59,9 @@ NEEDED: Final = {
 OPTIONAL: Final = {"tensorboard": "TensorBoard logs (CSV logs are always written)"}
 SPCONV_BUILDS: Final = ("spconv-cu120", "spconv-cu126", "spconv-cu121", "spconv-cu118", "spconv")
 SLURM_COMMANDS: Final = ("sbatch", "srun", "squeue", "scontrol")
+FLOAT32_LIMIT: Final = 1e-5
+"""Largest relative error of a float32 result: rounding stays below 1e-6, TF32 reaches 1e-4 and more."""
+TF32_SWITCHES: Final = {"matmul": "matmul", "cudnn": "cuDNN", "spconv": "spconv"}
 MALICIOUS_LIGHTNING: Final = ("2.6.2", "2.6.3")
 
 
@@ -113,12 +117,13 @@ def examine() -> list[Finding]:
     has_gpu = bool(torch.answer.get("gpus"))
     return [
         Finding("python", "ok", f"{platform.python_version()} ({sys.executable})"),
-        Finding("span-sparse", "ok", _version("span-sparse") or "not installed; running from the source folder"),
+        _own_finding(),
         *packages(_version),
         lightning_release(_version("lightning")),
         _torch_finding(torch),
         _gpu_finding(torch),
         spconv_finding(spconv),
+        float32_finding(spconv),
         numpy_finding(numpy, numpy_version=_version("numpy") or "?", has_gpu=has_gpu),
         openslide_finding(openslide),
         *scripts(os.environ.get("PATH", "")),
@@ -159,19 +164,48 @@ def lightning_release(version: str | None) -> Finding:
 
 
 def spconv_finding(result: ProbeResult) -> Finding:
-    """A strided sparse convolution, forward and backward, against the dense one."""
+    """Strided sparse convolutions in float32, forward and backward, against dense ones in float64."""
     if result.failure:
         return Finding(
             "spconv", "fail", f"a strided convolution does not run: {result.failure}",
             "reinstall: pip install --force-reinstall --no-deps spconv-cu120 cumm-cu120 (Python 3.12+: -cu126)",
         )  # fmt: skip
     where = f"device {result.answer['device']}, algorithm {result.answer['algorithm']}"
-    error = float(result.answer["error"])
-    if not error < 1e-2:
-        return Finding(
-            "spconv", "fail", f"{where}: differs from the dense convolution by {error:.2g}", "reinstall spconv"
+    errors = {(w, q): float(e) for w, of_widths in result.answer["errors"].items() for q, e in of_widths.items()}
+    wrong = {key: error for key, error in errors.items() if not error <= FLOAT32_LIMIT}
+    if wrong:
+        listed = ", ".join(f"{quantity} {error:.1g} ({widths} channels)" for (widths, quantity), error in wrong.items())
+        text = f"{where}: float32 differs from float64 by more than {FLOAT32_LIMIT:g}: {listed}"
+        on = [name for name, is_on in result.answer["tf32"].items() if is_on]
+        fix = (
+            f"turn TF32 off for {', '.join(on)} (docs/training.md, float32, TF32 and bf16)"
+            if on
+            else "results of this device cannot be trusted: use --device cpu, and reinstall or change spconv's build"
         )
-    return Finding("spconv", "ok", f"{where}; strided convolution equals the dense one to {error:.1g}, with gradients")
+        return Finding("spconv", "fail", text, fix)
+    worst: dict[str, float] = {}
+    for (_, quantity), error in errors.items():
+        worst[quantity] = max(error, worst.get(quantity, 0.0))
+    measured = ", ".join(f"{quantity} {error:.1g}" for quantity, error in worst.items())
+    return Finding("spconv", "ok", f"{where}; strided convolution in float32 equals float64: {measured}")
+
+
+def float32_finding(result: ProbeResult) -> Finding:
+    """Whether float32 means float32: the switches of TF32, and what products and convolutions are worth."""
+    if result.failure:
+        return Finding("float32", "note", "not measured: the convolution did not run")
+    tf32, errors = result.answer["tf32"], result.answer["dense_errors"]
+    switches = ", ".join(f"{TF32_SWITCHES[name]} {'on' if is_on else 'off'}" for name, is_on in tf32.items())
+    measured = ", ".join(f"{name} {float(error):.1g}" for name, error in errors.items())
+    text = f"TF32: {switches}; torch's float32 on {result.answer['device']}: {measured}"
+    if any(tf32.values()):
+        return Finding("float32", "warn", text, "with TF32 float32 has 10 bits; turn it off where numbers must agree")
+    if not all(float(error) <= FLOAT32_LIMIT for error in errors.values()):
+        return Finding(
+            "float32", "fail", f"{text}; at most {FLOAT32_LIMIT:g} was expected",
+            "float32 is not computed as float32: look for NVIDIA_TF32_OVERRIDE in the environment",
+        )  # fmt: skip
+    return Finding("float32", "ok", text)
 
 
 def numpy_finding(result: ProbeResult, *, numpy_version: str, has_gpu: bool) -> Finding:
@@ -227,6 +261,18 @@ def _is_ours(script: Path) -> bool:
         return b"span_sparse" in script.read_bytes()[:4096]
     except OSError:
         return False
+
+
+def _own_finding() -> Finding:
+    if is_installed():
+        return Finding("span-sparse", "ok", package_version())
+    folder = Path(__file__).parents[2]
+    if package_version() == UNKNOWN:
+        return Finding(
+            "span-sparse", "warn", f"not installed, and no pyproject.toml of it in {folder}: stores and runs "
+            "will name no version", "copy the whole source folder, or pip install it",
+        )  # fmt: skip
+    return Finding("span-sparse", "ok", f"{package_version()}, not installed: running from the source folder {folder}")
 
 
 def _version(name: str) -> str | None:

@@ -36,6 +36,7 @@ from span_sparse.cli.run_record import RunRecorder, default_loggers
 from span_sparse.cli.run_summary import overfitting
 from span_sparse.datasets import AnyTask
 from span_sparse.errors import ConfigError, SpanError
+from span_sparse.float32 import off_by_default
 from span_sparse.models import NetworkConfig, SpanUnetConfig, TorchmilConfig
 from span_sparse.training import TaskModule
 from span_sparse.training.checkpoint import checked_checkpoint
@@ -210,6 +211,7 @@ def main(args: list[str]) -> int:
         SystemExit: told to stop; 0 if the SLURM job comes back, otherwise 138 for SIGUSR1, 143 for SIGTERM
             and 130 for Ctrl-C.
     """
+    off_by_default()  # before classes of the user are imported, which may turn it on
     enable_network_classes()
     with warnings.catch_warnings():
         _quieten(args[0])

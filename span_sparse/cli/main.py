@@ -29,6 +29,7 @@ from typing import Final
 
 from span_sparse.errors import SpanError
 from span_sparse.signals import noted
+from span_sparse.version import package_version
 
 VERBS: Final = (
     "inspect", "extract", "import", "annotate", "validate", "splits", "crossval", "runs", "evaluate", "predict",
@@ -67,7 +68,7 @@ def _span(arguments: Sequence[str]) -> int:
         return 0 if arguments else EXIT_USAGE
     verb, *rest = arguments
     if verb == "--version":
-        print(f"span {importlib.metadata.version('span-sparse')}")
+        print(f"span {package_version()}")
         return 0
     if verb in TRAINING_VERBS:
         return _training(arguments)
@@ -98,8 +99,7 @@ def _lightning(arguments: Sequence[str]) -> int:
         )
         return 0 if arguments else EXIT_USAGE
     if arguments[0] == "--version":
-        versions = (f"{name} {importlib.metadata.version(name)}" for name in ("lightning", "span-sparse"))
-        print(", ".join(versions))
+        print(f"lightning {importlib.metadata.version('lightning')}, span-sparse {package_version()}")
         return 0
     print(
         f"error: lightning {arguments[0]}: expected one of {verbs}. Other commands belong to the package "

@@ -1,4 +1,4 @@
-"""Does a library work here, asked in a process of its own so that its crash harms nobody?
+"""Probes of libraries, each in a process of its own so that its crash harms nobody.
 
 Each `*_PROBE` is Python code for a fresh interpreter that prints one JSON object; `probe` runs it.
 """
@@ -6,10 +6,12 @@ Each `*_PROBE` is Python code for a fresh interpreter that prints one JSON objec
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 TIMEOUT_S: Final = 120
@@ -25,26 +27,12 @@ print(json.dumps({
 """
 SPCONV_PROBE: Final = """
 import json, torch
-import spconv.pytorch as spconv
-from spconv.core import ConvAlgo
-cuda = torch.cuda.is_available()
-device, algo = ("cuda", ConvAlgo.MaskImplicitGemm) if cuda else ("cpu", ConvAlgo.Native)
-torch.manual_seed(0)
-dense = torch.zeros(1, 3, 6, 8)
-sites = torch.tensor([[0, 0, 0], [0, 1, 1], [0, 2, 5], [0, 5, 7], [0, 4, 6]], dtype=torch.int32)
-values = torch.randn(5, 3)
-dense[0, :, sites[:, 1].long(), sites[:, 2].long()] = values.T
-conv = spconv.SparseConv2d(3, 4, 2, stride=2, bias=False, algo=algo).to(device)
-leaf = values.to(device).requires_grad_()
-out = conv(spconv.SparseConvTensor(leaf, sites.to(device), [6, 8], 1)).dense()
-out.square().sum().backward()
-weight = conv.weight.detach().cpu().permute(0, 3, 1, 2).contiguous().requires_grad_()
-expected = torch.nn.functional.conv2d(dense, weight, stride=2)
-expected.square().sum().backward()
-gradient = conv.weight.grad.cpu().permute(0, 3, 1, 2)
-error = max(float((out.detach().cpu() - expected).abs().max()), float((gradient - weight.grad).abs().max()))
-print(json.dumps({"device": device, "algorithm": "implicit GEMM" if cuda else "Native", "error": error}))
+from span_sparse.float32 import off_by_default
+from span_sparse.sparse.backend import probe
+off_by_default()
+print(json.dumps(probe("cuda" if torch.cuda.is_available() else "cpu")))
 """
+"""Errors of float32 convolutions here, with the switches of TF32 as the commands that train and predict set them."""
 
 NUMPY_PROBE: Final = "import numpy; from cumm import tensorview; tensorview.from_numpy(numpy.zeros(3, 'int32'))"
 """Whether spconv's conversion of numpy arrays survives; with numpy 2, spconv-cu120 2.3.6 divides by zero here."""
@@ -69,10 +57,13 @@ class ProbeResult:
 
 def probe(code: str) -> ProbeResult:
     """Run Python code in a process of its own and read the JSON object on its last line."""
+    # this package, wherever it was started from: a source folder need not be installed
+    here = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+            env={**os.environ, "PYTHONPATH": here},
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return ProbeResult({}, f"no answer within {TIMEOUT_S} s")
     if done.returncode < 0:

@@ -22,6 +22,7 @@ from span_sparse.cohort import read_cohort
 from span_sparse.datasets.datamodule import SPLITS, SlideDataModule
 from span_sparse.datasets.splits import column_hash
 from span_sparse.store import FORMAT_VERSION, FeatureStore
+from span_sparse.version import NAME, package_version, requirements
 
 SLURM_FACTS: Final = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_NUM_NODES", "NTASKS")
 GIT_TIMEOUT_S: Final = 10.0
@@ -85,11 +86,11 @@ def data_identity(data: SlideDataModule) -> dict[str, Any]:
 
 def _packages() -> dict[str, str]:
     """Installed ones of this package and its requirements, extras included."""
-    names = {"span-sparse", "wandb"}
-    for line in importlib.metadata.requires("span-sparse") or ():
+    names = {"wandb"}
+    for line in requirements():
         names.update(re.findall(r"^[\w.-]+", line))
-    found: dict[str, str] = {}
-    for name in sorted(names):
+    found = {NAME: package_version()}
+    for name in sorted(names - {NAME}):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

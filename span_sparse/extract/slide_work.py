@@ -16,7 +16,6 @@ raised, because the next slide has nothing to do with it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from span_sparse.extract.slide_pictures import slide_pictures
 from span_sparse.grid import Lattice
 from span_sparse.store import FeatureStore, SlideMetadata, SlideRecord
 from span_sparse.types import EncoderIdentity
+from span_sparse.version import NAME, package_version
 from span_sparse.wsi import (
     SlideReader,
     TissueMask,
@@ -211,7 +211,7 @@ class SlideWork:
         """How the record was made; nothing that differs between two runs of the same program."""
         return {
             **self._settings.provenance(task.tissue),
-            "program": f"span-sparse {version('span-sparse')}",
+            "program": f"{NAME} {package_version()}",
             "slide_file": slide.path.name,
             "vendor": slide.vendor,
             "bounds_px0": None if slide.bounds is None else list(slide.bounds),

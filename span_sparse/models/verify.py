@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from span_sparse.errors import CheckpointError
+from span_sparse.errors import CheckpointError, ConfigError
 from span_sparse.losses import discrete_survival, discrete_time_nll
 from span_sparse.models.config import SpanMilConfig, SpanUnetConfig
 from span_sparse.models.convert import config_from_official, convert_state_dict, our_name
@@ -52,25 +52,34 @@ class Comparison:
         return self.error <= TOLERANCE[self.dtype]
 
 
-def verify_reference(path: Path, dtype: torch.dtype) -> list[Comparison]:
+def dtypes_on(device: torch.device) -> tuple[torch.dtype, ...]:
+    """What a reference file can be verified in: float64 and float32, on CUDA float32 alone (spconv has no float64)."""
+    return (torch.float32,) if device.type == "cuda" else (torch.float64, torch.float32)
+
+
+def verify_reference(path: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> list[Comparison]:
     """Runs one reference file through the converted model.
 
     Args:
         path: the `.npz` file; the `.json` of the same name lies beside it.
-        dtype: float64 or float32.
+        dtype: one of `dtypes_on(device)`.
+        device: where the converted model runs.
 
     Raises:
         CheckpointError: a file is missing or not of this layout.
-        ConfigError: the authors' configuration has no counterpart.
+        ConfigError: the authors' configuration has no counterpart, or spconv has no such dtype on the device.
     """
+    device = torch.device(device)
+    if dtype not in dtypes_on(device):
+        raise ConfigError(f"{dtype} does not run on {device.type} (spconv), expected one of {dtypes_on(device)}")
     data, config = _read(path)
-    model = _model(data, config).to(dtype)
-    features = torch.tensor(data["feats"], dtype=dtype, requires_grad=True)
-    places = torch.from_numpy(data["coords"].astype(np.int32))
+    model = _model(data, config).to(device, dtype)
+    features = torch.tensor(data["feats"], dtype=dtype, device=device, requires_grad=True)
+    places = torch.from_numpy(data["coords"].astype(np.int32)).to(device)
     coords = torch.cat([places.new_zeros(len(places), 1), places], dim=1)
     output = model.run(features, coords, 1)
     logits = output.logits.flatten()
-    (logits * torch.arange(len(logits), dtype=dtype).cos()).sum().backward()
+    (logits * torch.arange(len(logits), dtype=dtype, device=device).cos()).sum().backward()
     assert features.grad is not None
     pairs = [*_outputs(output, data), ("grad_feats_rownorm", features.grad.norm(dim=1), data["grad_feats_rownorm"])]
     compared = [Comparison(name, dtype, _relative_error(ours, theirs)) for name, ours, theirs in pairs]
@@ -131,7 +140,8 @@ def _outputs(
 def _nll(logits: Tensor, name: str) -> Tensor:
     """The loss a name such as `out/nll_y2_c0_a0.4` stands for: bin 2, not censored, α = 0.4."""
     bins, censored, alpha = (part[1:] for part in name.removeprefix("out/nll_").split("_"))
-    return discrete_time_nll(logits, torch.tensor([int(bins)]), torch.tensor([censored == "1"]), alpha=float(alpha))
+    target, is_censored = (torch.tensor([value], device=logits.device) for value in (int(bins), censored == "1"))
+    return discrete_time_nll(logits, target, is_censored, alpha=float(alpha))
 
 
 def _gradients(
@@ -145,14 +155,14 @@ def _gradients(
     for name, theirs in digests.items():
         ours, layout = our_name(name[3:], config)
         raw = None if ours is None else parameters[ours].grad
-        gradient = torch.zeros(1) if raw is None else layout.theirs(raw).flatten().double()
+        gradient = torch.zeros(1) if raw is None else layout.theirs(raw).flatten().cpu().double()
         expected = np.nan_to_num(theirs)  # NaN: their graph gives no gradient, so it is zero
         digest = [gradient.norm().item(), (gradient * torch.arange(len(gradient)).double().cos()).sum().item()]
         yield name, float(np.abs(np.array(digest) - expected).max() / max(expected[0], floor))
 
 
 def _relative_error(ours: Tensor, theirs: NDArray[Any]) -> float:
-    mine = ours.detach().double().numpy()
+    mine = ours.detach().cpu().double().numpy()
     if mine.shape != theirs.shape:
         return float("inf")
     largest = float(np.abs(theirs).max()) if theirs.size else 0.0

@@ -59,34 +59,20 @@ def implicit_gemm_algorithm() -> Any:
 
 
 def probe(device: str = "cpu") -> dict[str, Any]:
-    """Runs one strided convolution forward and backward and compares it with a dense one.
+    """Measures what float32 means on a device: strided convolutions and their gradients against dense float64 ones.
 
     Returns:
-        `device`, `algorithm`, `version` and `max_error` (relative, against `torch.nn.functional.conv2d`).
+        `device`, `algorithm`, `version` of spconv; `errors` by channel widths and quantity, relative, and `max_error`,
+        the largest of them (`span_sparse.sparse.exactness`); `dense_errors` of torch's own product and convolution;
+        `tf32`, the switches of matmul, cuDNN and spconv.
     """
     import importlib.metadata
 
-    from span_sparse.sparse.convolution import StridedConvolution
-    from span_sparse.sparse.sites import make_sites
+    from span_sparse.float32 import switches
+    from span_sparse.sparse.exactness import convolution_errors, dense_errors, spconv_tf32
 
     target = torch.device(device)
-    rows, cols = torch.meshgrid(torch.arange(6), torch.arange(4), indexing="ij")
-    coords = torch.stack([torch.zeros_like(rows), rows, cols], dim=-1).reshape(-1, 3).int().to(target)
-    sites, _ = make_sites(coords, num_slides=1, multiple_of=2)
-    layer = StridedConvolution(8, 16, kernel_size=2, stride=2).to(target)
-    features = torch.randn(len(coords), 8, device=target, requires_grad=True)
-    outputs = layer.convolve(features, sites)[2]
-    outputs.square().sum().backward()
-    dense = features.detach().reshape(1, 6, 4, 8).permute(0, 3, 1, 2).requires_grad_()
-    expected = torch.nn.functional.conv2d(dense, layer.weight.detach().permute(0, 3, 1, 2), stride=2)
-    expected.square().sum().backward()
-    assert features.grad is not None
-    assert dense.grad is not None
-    pairs = (
-        (outputs, expected.permute(0, 2, 3, 1).reshape(-1, 16)),
-        (features.grad, dense.grad.permute(0, 2, 3, 1).reshape(-1, 8)),
-    )
-    errors = [((ours - dense).abs().max() / dense.abs().max()).item() for ours, dense in pairs]
+    errors = convolution_errors(target)
     versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     return {
         "device": str(target),
@@ -94,5 +80,8 @@ def probe(device: str = "cpu") -> dict[str, Any]:
         "version": next(
             (f"{name} {v}" for name, v in sorted(versions.items()) if name.startswith("spconv")), "unknown"
         ),
-        "max_error": max(errors),
+        "max_error": max(error for quantities in errors.values() for error in quantities.values()),
+        "errors": errors,
+        "dense_errors": dense_errors(target),
+        "tf32": {**switches(), "spconv": spconv_tf32()},
     }

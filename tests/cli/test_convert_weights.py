@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from span_sparse.cli import device_option
 from span_sparse.cli.convert_weights import build_parser, run
 from span_sparse.errors import CheckpointError, ConfigError
 from span_sparse.grid import LatticeSpec
-from span_sparse.models import SpanMil, SpanMilConfig, config_from_official, load_network
+from span_sparse.models import SpanMil, SpanMilConfig, config_from_official, load_network, verify
 from span_sparse.models.convert import our_name
+from span_sparse.models.verify import verify_reference
 from span_sparse.store import FeatureStore, SlideRecord
 from span_sparse.training.checkpoint import load_model
 from span_sparse.types import EncoderIdentity
@@ -242,3 +244,35 @@ def test_a_file_of_another_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "case.json").write_text(json.dumps({"config": CONFIG}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="lacks coords, feats"):
         convert(verify=[tmp_path / "case.npz"])
+
+
+def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    reference = next((Path(__file__).parents[1] / "reference").glob("*.npz"))
+    with pytest.raises(ConfigError, match="--device cuda: no CUDA device is available here; use --device cpu"):
+        convert(verify=[reference], device="cuda")
+    with pytest.raises(ConfigError, match="--device 'meta': expected auto, cpu, cuda or cuda:N"):
+        convert(verify=[reference], device="meta")
+
+
+def test_on_cuda_float32_alone_is_run_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def noted(path: Path, dtype: torch.dtype, device: torch.device) -> list[verify.Comparison]:
+        asked.append((path.stem, dtype, device.type))
+        return [verify.Comparison("out/logits", dtype, 9e-5 if path.stem == "good" else 2e-4)]
+
+    monkeypatch.setattr(verify, "verify_reference", noted)
+    monkeypatch.setattr(device_option, "device_of", lambda name: name)
+    assert convert(verify=[Path("good.npz"), Path("bad.npz")], device="cuda") == 1
+    assert asked == [("good", torch.float32, "cuda"), ("bad", torch.float32, "cuda")]
+    printed = capsys.readouterr().out
+    assert "on cuda" in printed
+    assert "float64 is not run on cuda: spconv has none there" in printed
+    assert "bad float32 out/logits: 2.00e-04" in printed
+    assert "2 files, 1 of 2 runs above tolerance" in printed
+    with pytest.raises(ConfigError, match="float64 does not run on cuda"):
+        verify_reference(Path("good.npz"), torch.float64, "cuda")

@@ -28,7 +28,8 @@ def test_this_installation_is_healthy(findings):
     assert "spconv-cu12" in findings["packages"].text
     assert findings["openslide library"].text.startswith("4.")
     assert "device" in findings["spconv"].text
-    assert ("Native" if findings["GPU"].status == "note" else "implicit GEMM") in findings["spconv"].text
+    assert "input gradient" in findings["spconv"].text
+    assert findings["float32"].text.startswith("TF32: matmul off, cuDNN off, spconv off")
 
 
 def test_numpy_arrays_reach_spconv_in_this_installation():
@@ -65,12 +66,64 @@ def test_a_probe_survives_what_it_asks(code, failure, killed_by):
     assert probe(code) == ProbeResult({}, failure, killed_by)
 
 
+WRONG = """
+from span_sparse.sparse import convolution
+class Wrong(convolution.StridedConvolution):
+    def forward(self, features, sites):
+        return super().forward(features, sites) * (1 + 2e-5)
+convolution.StridedConvolution = Wrong
+"""
+
+
 def test_the_convolution_probe_would_notice_a_wrong_result():
-    broken = SPCONV_PROBE.replace("expected.square()", "(2 * expected).square()")
-    assert broken != SPCONV_PROBE
-    finding = doctor.spconv_finding(probe(broken))
+    finding = doctor.spconv_finding(probe(WRONG + SPCONV_PROBE))
     assert finding.status == "fail"
-    assert "differs from the dense convolution" in finding.text
+    assert "float32 differs from float64 by more than 1e-05: forward 2e-05 (8→16 channels)" in finding.text
+    assert "weight gradient 2e-05 (256→512 channels)" in finding.text
+    assert "--device cpu" in finding.fix
+
+
+def answer(*, error: float = 3e-7, dense: float = 3e-7, **tf32: bool) -> ProbeResult:
+    errors = {"8→16": {"forward": 1e-7, "input gradient": 2e-7}, "256→512": {"forward": 2e-7, "input gradient": error}}
+    return ProbeResult(
+        {
+            "device": "cuda",
+            "algorithm": "Some",
+            "errors": errors,
+            "dense_errors": {"matmul": dense, "convolution": 4e-7},
+            "tf32": {"matmul": False, "cudnn": False, "spconv": False, **tf32},
+        },
+        None,
+    )
+
+
+def test_the_worst_error_of_each_quantity_is_shown():
+    finding = doctor.spconv_finding(answer())
+    assert finding.status == "ok"
+    assert finding.text.endswith("strided convolution in float32 equals float64: forward 2e-07, input gradient 3e-07")
+
+
+@pytest.mark.parametrize("error", [5e-3, 1.1e-5, float("inf"), float("nan")])
+def test_an_error_above_the_limit_is_a_failure_that_says_where(error):
+    finding = doctor.spconv_finding(answer(error=error))
+    assert finding.status == "fail"
+    assert f"input gradient {error:.1g} (256→512 channels)" in finding.text
+    assert "8→16" not in finding.text
+    assert "turn TF32 off for spconv" in doctor.spconv_finding(answer(error=error, spconv=True)).fix
+
+
+def test_whether_float32_means_float32():
+    finding = doctor.float32_finding(answer())
+    assert (finding.status, finding.fix) == ("ok", "")
+    expected = "TF32: matmul off, cuDNN off, spconv off; torch's float32 on cuda: matmul 3e-07, convolution 4e-07"
+    assert finding.text == expected
+    finding = doctor.float32_finding(answer(dense=4e-4, matmul=True))
+    assert finding.status == "warn"
+    assert "matmul on, cuDNN off" in finding.text
+    finding = doctor.float32_finding(answer(dense=4e-4))  # the switches say off, the numbers say otherwise
+    assert finding.status == "fail"
+    assert "NVIDIA_TF32_OVERRIDE" in finding.fix
+    assert doctor.float32_finding(ProbeResult({}, "exit code 3")).status == "note"
 
 
 def test_a_convolution_that_does_not_run_is_a_failure():

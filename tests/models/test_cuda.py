@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
+from span_sparse.float32 import exact_convolutions
 from span_sparse.models import SpanMil, SpanUnet, span_mil, span_survival, span_unet
+from span_sparse.models.verify import verify_reference
 from span_sparse.sparse import StridedConvolution, build_pyramid
 from span_sparse.sparse.backend import probe
+from span_sparse.sparse.exactness import dense_errors
+
+REFERENCE = sorted((Path(__file__).parents[1] / "reference").glob("*.npz"))
+"""Outputs, tokens of every stage and gradients of the authors' code."""
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -32,13 +39,20 @@ def test_outputs_and_gradients_agree(preset) -> None:
     features, coords = two_slides()
     results = []
     for one, device in ((model, "cpu"), (twin, "cuda")):
-        rows = features.to(device).requires_grad_()
+        rows = features.detach().to(device, copy=True).requires_grad_()  # a leaf of its own on either device
         logits = one(rows, coords.to(device), 2)
         logits.square().mean().backward()
         assert rows.grad is not None
         results.append((logits.detach().cpu(), rows.grad.cpu()))
     for ours, theirs in zip(*results, strict=True):
         assert (ours - theirs).abs().max() < 1e-3 * ours.abs().max()
+
+
+@pytest.mark.parametrize("path", REFERENCE, ids=lambda path: path.stem)
+def test_equals_the_authors_code(path: Path) -> None:
+    comparisons = verify_reference(path, torch.float32, torch.device("cuda"))
+    assert {"out/logits", "enc0/feats", "grad_feats_rownorm"} <= {one.quantity for one in comparisons}
+    assert [(one.quantity, one.error) for one in comparisons if not one.passed] == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -78,3 +92,11 @@ def test_probe() -> None:
     result = probe("cuda")
     assert result["algorithm"] == "MaskImplicitGemm"
     assert result["max_error"] < 1e-4
+    above = {(w, q): e for w, quantities in result["errors"].items() for q, e in quantities.items() if not e < 1e-5}
+    assert above == {}  # what `span doctor` calls a failure
+
+
+def test_float32_products_and_convolutions_are_float32_when_tf32_is_off() -> None:
+    with exact_convolutions():
+        errors = dense_errors(torch.device("cuda"))
+    assert all(error < 1e-5 for error in errors.values()), errors

@@ -16,8 +16,8 @@ that is fast (CUDA autocast), float32 on a CPU: both round to the same stored fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from span_sparse.errors import ConfigError
 from span_sparse.extract.encoder import check_patches
 from span_sparse.extract.encoders.transform import Transform
+from span_sparse.float32 import exact_convolutions
 from span_sparse.types import EncoderIdentity
 
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
@@ -166,6 +167,14 @@ def check_settings(device: str, precision: str) -> None:
             )
 
 
-def _exact_convolutions() -> AbstractContextManager[object]:
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
     # cuDNN would use TF32 (10 bits) for float32 convolutions, and choose kernels by timing them
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    with exact_convolutions():
+        try:
+            cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
+            yield
+        finally:
+            cudnn.enabled, cudnn.benchmark, cudnn.deterministic = before
