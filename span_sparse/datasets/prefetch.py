@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from span_sparse.datasets.batch import SlideBatch
 from span_sparse.signals import blocked
@@ -121,8 +121,13 @@ class Placement:
         return self.device.type == "cuda"
 
 
-def placement_for(device: torch.device | str, network: nn.Module | None = None) -> Placement | None:
-    """How batches for a network on a device are placed; None on the CPU, where they need no placing."""
+def placement_for(device: torch.device | str, network: Any = None) -> Placement | None:
+    """How batches are placed; None on the CPU, where they need no placing.
+
+    Args:
+        device: of the network.
+        network: its `prepare`, if it has one, makes the geometry; None: nobody needs one.
+    """
     device = torch.device(device)
     return Placement(device, getattr(network, "prepare", None)) if device.type == "cuda" else None
 

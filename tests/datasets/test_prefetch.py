@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,35 +21,10 @@ from span_sparse.datasets.prefetch import BatchesAhead, Placement, geometry_tens
 from span_sparse.datasets.slide_dataset import SlideItem
 from span_sparse.store import FeatureStore
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
+from fake_lane import FakeLane
+
 CPU = torch.device("cpu")
-
-
-class FakeLane:
-    """Events are numbers; `log` says who did what, in order."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.log = device, []
-        self.inside = threading.local()
-        self.num_marks = 0
-
-    def enter(self) -> None:
-        self.log.append(("enter", threading.current_thread().name))
-
-    @contextmanager
-    def working(self):
-        self.inside.lane = True
-        yield
-        self.inside.lane = False
-
-    def mark(self) -> tuple[str, int]:
-        self.num_marks += 1
-        return ("staged" if getattr(self.inside, "lane", False) else "asked", self.num_marks)
-
-    def wait(self, event) -> None:
-        self.log.append(("wait", event))
-
-    def hand_over(self, event, tensors) -> None:
-        self.log.append(("hand over", event[0], sorted(id(tensor) for tensor in tensors)))
 
 
 @dataclass
@@ -173,7 +148,7 @@ def test_a_forgotten_iterator_ends_its_thread() -> None:
 
 def test_a_program_that_stops_in_the_middle_ends() -> None:
     code = (
-        "import sys, torch; sys.path.insert(0, 'tests/datasets')\n"
+        f"import sys, torch; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_prefetch import batch_of, placement, placed\n"
         "batches = placed(map(batch_of, range(50)), placement())\n"
         "next(batches); print('done')"
