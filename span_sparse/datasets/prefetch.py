@@ -102,7 +102,8 @@ class Placement:
 
     Attributes:
         device: the consumer's device.
-        prepare: makes a network's geometry of a batch's coordinates, on the device; None: the network needs none.
+        prepare: makes a network's geometry of a batch's coordinates, on the device, and the number of slides; None: the
+            network needs none.
         depth: batches that are ready, or being made so, beside the one that is computed.
         background: in a thread. Without, the consumer's own thread does it all when it asks for a batch: overlapping
             for a consumer that has not waited for its device meanwhile.
@@ -110,7 +111,7 @@ class Placement:
     """
 
     device: torch.device
-    prepare: Callable[[ValidCoords], Any] | None = None
+    prepare: Callable[[ValidCoords, int], Any] | None = None
     depth: int = 1
     background: bool = True
     lane: Callable[[torch.device], Lane] = CudaLane
@@ -258,7 +259,7 @@ def _stage(batch: SlideBatch, placement: Placement, lane: Lane) -> _Staged:
         moved = batch.to(placement.device, non_blocking=True)
         valid = moved.valid
         if placement.prepare is not None and valid is not None:
-            moved = replace(moved, geometry=placement.prepare(valid))
+            moved = replace(moved, geometry=placement.prepare(valid, valid.num_slides))
         return _Staged(moved, lane.mark())
 
 

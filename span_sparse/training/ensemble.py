@@ -52,7 +52,7 @@ class Ensemble:
             self._together.decision_threshold.fill_(torch.round(mean * steps) / steps)
             self.voices.append(self._together)
 
-    def prepare(self, coords: ValidCoords) -> tuple[Any, ...]:
+    def prepare(self, coords: ValidCoords, num_slides: int) -> tuple[Any, ...]:
         """The geometry of a batch for each of the models, None for those that need none.
 
         Models of the same settings, such as the folds of a study, share one.
@@ -61,7 +61,9 @@ class Ensemble:
         for model in self.models:
             known = next((geometry for settings, geometry in made if settings == model.settings), None)
             prepare = getattr(model.network, "prepare", None)
-            made.append((model.settings, prepare(coords) if known is None and prepare is not None else known))
+            made.append(
+                (model.settings, prepare(coords, num_slides) if known is None and prepare is not None else known)
+            )
         return tuple(geometry for _, geometry in made)
 
     def predict(self, batch: SlideBatch) -> tuple[Outcomes, ...]:

@@ -66,7 +66,8 @@ def test_batches_come_in_order_converted_and_with_geometry(background: bool) -> 
     lanes: list[FakeLane] = []
     seen = []
 
-    def prepare(valid) -> FakePyramid:
+    def prepare(valid, num_slides: int) -> FakePyramid:
+        assert num_slides == 1
         seen.append((threading.current_thread() is threading.main_thread(), torch.is_grad_enabled()))
         return FakePyramid(valid.coords + 1)
 
@@ -130,7 +131,7 @@ def test_an_error_is_raised_where_its_batch_was_asked_for(background: bool) -> N
 
 
 def test_an_error_of_the_geometry_is_raised_too() -> None:
-    def prepare(valid):
+    def prepare(valid, num_slides: int):
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
