@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 DESCRIPTION = "Apply checkpoints to a store or to slides: predictions, figures with intervals, pictures."
 
 MEMBERS = "members"
-MAX_READERS = 8
-"""Reading processes on a GPU unless somebody says otherwise."""
-
 _SHOWN = {
     "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
@@ -176,14 +173,13 @@ def _check(args: Namespace) -> None:
 
 def _choose_steps(args: Namespace, device: str) -> None:
     """What nobody said about batches and readers, by device."""
-    from span_sparse.datasets.batching import EVALUATION_TOKENS_ON_GPU
+    from span_sparse.cli.device_option import reading_processes, tokens_per_step
 
-    on_gpu = device.startswith("cuda")
-    if args.batch_size is None and args.max_tokens is None and on_gpu:
-        args.max_tokens = EVALUATION_TOKENS_ON_GPU
+    if args.batch_size is None and args.max_tokens is None:
+        args.max_tokens = tokens_per_step(device)
     args.batch_size = 1 if args.batch_size is None else args.batch_size
     if args.num_workers is None:
-        args.num_workers = min(MAX_READERS, len(os.sched_getaffinity(0))) if on_gpu else 0
+        args.num_workers = reading_processes(device)
 
 
 def _extract(
