@@ -1,6 +1,12 @@
-"""The option `--device`: from its text to a torch device that is there."""
+"""The device that `--device` means, and what suits it where nobody says anything else."""
 
 from __future__ import annotations
+
+import os
+from typing import Final
+
+MAX_READERS: Final = 8
+"""Reading processes on a GPU unless somebody says otherwise."""
 
 
 def device_of(name: str) -> str:
@@ -31,3 +37,15 @@ def device_of(name: str) -> str:
             raise ConfigError(f"--device {name}: found {found} GPUs here, counted from 0; use one of them, or cpu")
         torch.cuda.set_device(device)  # spconv launches on the current device
     return name
+
+
+def tokens_per_step(device: str) -> int | None:
+    """Patches that are evaluated together; None: one slide a step, which is as fast on the CPU."""
+    from span_sparse.datasets.batching import EVALUATION_TOKENS_ON_GPU
+
+    return EVALUATION_TOKENS_ON_GPU if device.startswith("cuda") else None
+
+
+def reading_processes(device: str) -> int:
+    """Processes that read the store: on a GPU one for each core, at most 8; on the CPU none beside the network's."""
+    return min(MAX_READERS, len(os.sched_getaffinity(0))) if device.startswith("cuda") else 0

@@ -65,8 +65,21 @@ def build_parser() -> ArgumentParser:
     add("--by", type=str, nargs="+", default=[], help="columns of the cohort table whose values are subgroups (site)")
     add("--shard", type=str | None, default=None, help="only part k of n (k/n); slurm: by place in a job array")
     add("--overwrite", action="store_true", help="predict again what is there")
-    add("--batch-size", type=int, default=1, help="slides a step; does not change predictions but for rounding")
-    add("--num-workers", type=int, default=0, help="processes that read the store, or the slides")
+    add(
+        "--batch-size",
+        type=int | None,
+        default=None,
+        help="slides a step; does not change predictions but for rounding",
+    )
+    add(
+        "--max-tokens", type=int | None, default=None,
+        help="instead of --batch-size: as many slides as have so many patches together (default: on a GPU 200000; "
+        "on the CPU one slide a step)",
+    )  # fmt: skip
+    add(
+        "--num-workers", type=int | None, default=None,
+        help="processes that read the store, or the slides (default: on a GPU one for each core, at most 8; else 0)",
+    )  # fmt: skip
     add("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     add("--resamples", type=int, default=2000, help="patient-level bootstrap drawings")
     add("--seed", type=int, default=0, help="of the bootstrap")
@@ -99,6 +112,7 @@ def run(args: Namespace) -> int:
     shard = None if args.shard is None else Shard.parse(args.shard, os.environ)
     models = load_ensemble(args.checkpoint)
     device = device_of(args.device)
+    _choose_steps(args, device)
     task = models[0].task
     if args.slides is not None and args.cohort is None:
         args.cohort = table_of_folder(args.slides, args.output / "cohort.csv")
@@ -135,10 +149,18 @@ def run(args: Namespace) -> int:
 def _check(args: Namespace) -> None:
     from span_sparse.errors import ConfigError
 
-    if args.batch_size < 1 or args.num_workers < 0 or args.resamples < 1:
+    for option, value, least in (
+        ("--batch-size", args.batch_size, 1),
+        ("--max-tokens", args.max_tokens, 1),
+        ("--num-workers", args.num_workers, 0),
+        ("--resamples", args.resamples, 1),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"{option} {value}: must be at least {least}")
+    if args.batch_size is not None and args.max_tokens is not None:
         raise ConfigError(
-            f"--batch-size {args.batch_size} and --resamples {args.resamples} must be at least 1, "
-            f"--num-workers {args.num_workers} at least 0"
+            f"--batch-size {args.batch_size} and --max-tokens {args.max_tokens} both say which slides make a step; "
+            "give one of them"
         )
     if args.store is None and args.slides is None:
         raise ConfigError("name the features with --store, or the slides with --slides")
@@ -147,6 +169,17 @@ def _check(args: Namespace) -> None:
             raise ConfigError(f"{option} {value}: its columns are in a cohort table; give --cohort")
     if len(set(args.checkpoint)) < len(args.checkpoint):
         raise ConfigError("--checkpoint names a file twice; it would count twice in the ensemble")
+
+
+def _choose_steps(args: Namespace, device: str) -> None:
+    """What nobody said about batches and readers, by device."""
+    from span_sparse.cli.device_option import reading_processes, tokens_per_step
+
+    if args.batch_size is None and args.max_tokens is None:
+        args.max_tokens = tokens_per_step(device)
+    args.batch_size = 1 if args.batch_size is None else args.batch_size
+    if args.num_workers is None:
+        args.num_workers = reading_processes(device)
 
 
 def _extract(

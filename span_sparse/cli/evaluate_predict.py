@@ -46,7 +46,7 @@ def predict_missing(
     shard: Shard | None,
 ) -> None:
     """Predicts the slides of this job that are not in the parts yet."""
-    from rich.progress import track
+    from rich.progress import Progress
 
     from span_sparse.cli.evaluate_cohort import part_key
     from span_sparse.datasets import SegmentationTask, SlideDataset
@@ -67,16 +67,20 @@ def predict_missing(
     if args.overwrite:
         path.unlink(missing_ok=True)
     dataset = SlideDataset(store, items, segmentation=task if isinstance(task, SegmentationTask) else None)
-    with PartWriter(path, voices) as writer:
+    with PartWriter(path, voices) as writer, Progress() as progress:
+        bar = progress.add_task("predicting", total=len(items))
         for item in mine:
             if item.slide_id not in keys:
                 writer.add(item.slide_id, "", [])
-        batches = stream_outcomes(ensemble, dataset, batch_size=args.batch_size, num_workers=args.num_workers)
-        for outcomes in track(batches, total=-(-len(items) // args.batch_size), description="predicting"):
+        batches = stream_outcomes(
+            ensemble, dataset, batch_size=args.batch_size, max_tokens=args.max_tokens, num_workers=args.num_workers
+        )
+        for outcomes in batches:
             by_voice = [rows_of(model, one) for model, one in zip(ensemble.voices, outcomes, strict=True)]
             for row, index in enumerate(outcomes[0].indices.tolist()):
                 slide_id = items[index].slide_id
                 writer.add(slide_id, keys[slide_id], [rows[row] for rows in by_voice])
+            progress.advance(bar, len(outcomes[0].indices))
 
 
 def is_current(part: Part | None, store: FeatureStore, item: SlideItem) -> bool:

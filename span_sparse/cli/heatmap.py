@@ -125,6 +125,7 @@ class _Work:
         """Scores and pictures; with one scale, the scores of all slides first."""
         from span_sparse.heatmaps import SCALE_FILE, ColourScale
 
+        self.job.expect(self.items)
         if not one_scale:
             (self.job.output / SCALE_FILE).unlink(missing_ok=True)
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from span_sparse.datasets import SegmentationTask, SlideDataset, collate
+from span_sparse.datasets import SegmentationTask
+from span_sparse.datasets.prefetch import placement_for
 from span_sparse.datasets.slide_dataset import SlideItem
-from span_sparse.errors import HeatmapError
+from span_sparse.errors import HeatmapError, SpanError
 from span_sparse.heatmaps import (
     DONE,
     META_FILE,
@@ -40,10 +41,11 @@ from span_sparse.heatmaps import (
 )
 from span_sparse.training.explain import PatchScores, default_score, patch_scores, patches_of_classes
 from span_sparse.training.patch_segmenter import PatchSegmenter
+from span_sparse.training.slides_in_turn import SlidesInTurn
 from span_sparse.wsi import open_slide
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -83,10 +85,26 @@ class HeatmapJob:
     score: str | None = None
     overwrite: bool = False
     _checkpoint_hash: str = field(init=False)
+    _slides: SlidesInTurn = field(init=False)
     _predicted_now: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._checkpoint_hash = hashlib.sha256(self.checkpoint.read_bytes()).hexdigest()
+        device, task = self.model.device, self.model.task
+        placement = placement_for(device, self.model.network)
+        segmentation = task if isinstance(task, SegmentationTask) else None
+        self._slides = SlidesInTurn(self.store, device, placement, segmentation)
+
+    def expect(self, items: Sequence[SlideItem]) -> None:
+        """Says whose scores will be asked for, in which order, so that a GPU need not wait for a slide to be read."""
+        if self._slides.placement is not None:
+            self._slides.expect([item for item in items if self._needs_the_model(item)])
+
+    def _needs_the_model(self, item: SlideItem) -> bool:
+        try:
+            return self._predicted_before(item) is None
+        except SpanError:  # told when it is this slide's turn
+            return False
 
     def folder(self, item: SlideItem) -> Path:
         """Where the slide's files lie."""
@@ -118,8 +136,7 @@ class HeatmapJob:
 
     def _compute(self, item: SlideItem, about: dict[str, Any]) -> dict[str, Any]:
         """Run the model and write the scores; gives what it says of the slide."""
-        dataset = SlideDataset(self.store, [item], segmentation=self._segmentation())
-        batch = collate([dataset[0]]).to(self.model.device)
+        batch = self._slides.batch(item)
         found = patch_scores(self.model, batch)[0]
         predicted = self._predicted(batch, found)
         heatmap = self._heatmap(found.names, found.grid.numpy(), found.values.numpy(), predicted, about)
@@ -174,9 +191,6 @@ class HeatmapJob:
             return None
         scores = PatchScores(heatmap.names, torch.from_numpy(heatmap.values), torch.from_numpy(heatmap.grid))
         return {name: patches.numpy() for name, patches in patches_of_classes(self.model, scores).items()}
-
-    def _segmentation(self) -> SegmentationTask | None:
-        return self.model.task if isinstance(self.model.task, SegmentationTask) else None
 
     def _heatmap(
         self,

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from jsonargparse import Namespace
-from rich.progress import track
+from numpy.typing import NDArray
+from rich.progress import Progress
 
+from span_sparse.cli.device_option import reading_processes, tokens_per_step
 from span_sparse.cli.evaluate_cohort import slides_of_cohort
 from span_sparse.cohort import CASE_ID, MPP, SLIDE_ID, CohortTable, read_cohort
 from span_sparse.datasets import SegmentationTask, SlideDataset
 from span_sparse.datasets.slide_dataset import SlideItem
 from span_sparse.errors import CohortError, ConfigError
-from span_sparse.training.prediction import predict_slides
+from span_sparse.training.ensemble import Ensemble
+from span_sparse.training.outcomes import OutcomeCollector
+from span_sparse.training.prediction import stream_outcomes
 
 if TYPE_CHECKING:
     from span_sparse.store import FeatureStore
@@ -57,6 +61,18 @@ def store_as_cohort(store: FeatureStore) -> CohortTable:
     return CohortTable(store.path, frame)
 
 
+def _losses(model: TaskModule, dataset: SlideDataset) -> NDArray[np.float32]:
+    """The loss of every slide, in order."""
+    device, collector = str(model.device), OutcomeCollector()
+    steps = {"max_tokens": tokens_per_step(device), "num_workers": reading_processes(device)}
+    with Progress() as progress:
+        bar = progress.add_task("predicting", total=len(dataset))
+        for (part,) in stream_outcomes(Ensemble([model]), dataset, **steps):
+            collector.add(part)
+            progress.advance(bar, len(part.indices))
+    return collector.gather()["loss"].numpy()
+
+
 def _worst(args: Namespace, store: FeatureStore, model: TaskModule, cohort: CohortTable) -> list[SlideItem]:
     """The slides with the largest loss, worst first."""
     known = slides_of_cohort(Namespace(**args.as_dict(), by=[]), cohort, model.task).items
@@ -64,7 +80,7 @@ def _worst(args: Namespace, store: FeatureStore, model: TaskModule, cohort: Coho
     model.task.check_features(*store.common_identity([item.slide_id for item in items]), where=str(store.path))
     segmentation = model.task if isinstance(model.task, SegmentationTask) else None
     dataset = SlideDataset(store, items, segmentation=segmentation)
-    losses = predict_slides(model, dataset, progress=track(range(len(items)), description="predicting"))["loss"].numpy()
+    losses = _losses(model, dataset)
     has_loss = np.flatnonzero(~np.isnan(losses))
     if not len(has_loss):
         raise CohortError(

@@ -29,6 +29,12 @@ NUM_TRIES: Final = 64
 NUM_OPEN_BATCHES: Final = 64
 """Batches that are tried for a slide; the fullest are closed first, so that dealing n slides takes no n² steps."""
 
+EVALUATION_TOKENS_ON_GPU: Final = 200_000
+"""Patches of a batch that is only looked at, on a GPU, unless somebody says otherwise: enough to keep it busy."""
+
+TRAINING_TOKENS_ON_GPU: Final = 100_000
+"""Patches of a training step on a GPU where neither `batch_size` nor `max_tokens` is given."""
+
 Batch = list[int]
 """Positions of slides in the data set."""
 
@@ -127,6 +133,37 @@ class TokenBudgetSampler(Sampler[list[EpochIndex]]):
 
     def _size(self, batch: Batch) -> int:
         return sum(self.num_tokens[slide] for slide in batch)
+
+
+class OrderedBatches(Sampler[Batch]):
+    """Slides in their order, as many a batch as fit into a budget of tokens; a slide above it is a batch of its own.
+
+    Args:
+        num_tokens: patches of every slide, by position.
+        max_tokens: most tokens of a batch.
+        slides: positions in the data set, in order; by default all.
+
+    Raises:
+        ConfigError: the budget is below 1.
+    """
+
+    def __init__(self, num_tokens: Sequence[int], *, max_tokens: int, slides: Sequence[int] | None = None) -> None:
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens is {max_tokens}, expected at least 1")
+        self.batches: list[Batch] = []
+        room = 0
+        for slide in range(len(num_tokens)) if slides is None else slides:
+            if not self.batches or num_tokens[slide] > room:
+                self.batches.append([])
+                room = max_tokens
+            self.batches[-1].append(slide)
+            room -= num_tokens[slide]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
 
 
 def _order(num_slides: int, seed: int, draw: int) -> list[int]:

@@ -18,8 +18,14 @@ from torch.utils.data import BatchSampler, DataLoader
 from span_sparse.cohort import CohortTable, read_cohort
 from span_sparse.datasets.augment import AugmentationSettings
 from span_sparse.datasets.batch import SlideSample
-from span_sparse.datasets.batching import TokenBudgetSampler
+from span_sparse.datasets.batching import (
+    EVALUATION_TOKENS_ON_GPU,
+    TRAINING_TOKENS_ON_GPU,
+    OrderedBatches,
+    TokenBudgetSampler,
+)
 from span_sparse.datasets.loaders import SlideLoader, TrainingLoader
+from span_sparse.datasets.prefetch import Placement, placement_for
 from span_sparse.datasets.samplers import EvaluationSampler, TrainingSampler
 from span_sparse.datasets.slide_dataset import SlideDataset, SlideItem
 from span_sparse.datasets.splits import DEFAULT_SITE_COLUMN, require_trainable
@@ -42,8 +48,11 @@ class SlideDataModule(lightning.LightningDataModule):
         class_names: order of the classes; by default sorted names. The last one is the positive class of a binary task.
         task: anything but classification by `label` and `class_names`: a `MultiLabelTask`, `RegressionTask`,
             `SurvivalTask` or `SegmentationTask` of `span_sparse.datasets`.
-        batch_size: slides a step and process.
+        batch_size: slides a step and process. By default one; on a GPU, where neither this nor `max_tokens` nor
+            `balance_classes` is given, a training step takes as many as have 100,000 patches together.
         max_tokens: in training, instead of `batch_size` slides, as many as have so many patches together (`batching`).
+            On a GPU validation and test group slides so too, with 200,000 by default; it does not change their results
+            but for rounding.
         max_tokens_per_slide: in training, a slide of more patches is a new random choice of so many in every epoch.
         num_workers: processes that read ahead; 0 reads in the training process.
         balance_classes: for classification: every class is drawn equally often in training. Not together with
@@ -67,7 +76,7 @@ class SlideDataModule(lightning.LightningDataModule):
         split: str = "split",
         class_names: list[str] | None = None,
         task: AnyTask | None = None,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         max_tokens: int | None = None,
         max_tokens_per_slide: int | None = None,
         num_workers: int = 0,
@@ -80,6 +89,8 @@ class SlideDataModule(lightning.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self._steps_are_chosen = batch_size is not None or max_tokens is not None or balance_classes
+        batch_size = 1 if batch_size is None else batch_size
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0")
         for setting, limit in (("max_tokens", max_tokens), ("max_tokens_per_slide", max_tokens_per_slide)):
@@ -229,7 +240,8 @@ class SlideDataModule(lightning.LightningDataModule):
         # a training limited by steps or time has no known number of epochs (None or -1): no annealing
         max_epochs = self.trainer.max_epochs if self.trainer is not None else None
         dataset.num_epochs = max_epochs if max_epochs is not None and max_epochs > 0 else None
-        batches = self._training_batches(dataset)
+        max_tokens = self._step_tokens()
+        batches = self._training_batches(dataset, max_tokens)
         if self.trainer is not None:
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             batches.sampler.set_epoch(progress.processed)  # Lightning tells it when workers have begun to read
@@ -237,25 +249,35 @@ class SlideDataModule(lightning.LightningDataModule):
             "slides": len(dataset),
             "processes": self._rank()[1],
             "batch_size": self.batch_size,
-            "max_tokens": self.max_tokens,
+            "max_tokens": max_tokens,
             "balance_classes": self.balance_classes,
             "seed": self.seed,
         }
-        return TrainingLoader(dataset, self.num_workers, batches=batches, order=order)
+        return TrainingLoader(dataset, self.num_workers, batches=batches, order=order, placement=self._placement())
 
-    def _training_batches(self, dataset: SlideDataset) -> Any:
+    def _step_tokens(self) -> int | None:
+        """Most patches of a training step; None: it has `batch_size` slides."""
+        if self._steps_are_chosen or not self._is_on_gpu():
+            return self.max_tokens
+        rank_zero_info(
+            f"note: neither batch_size nor max_tokens is given: on a GPU a training step takes as many slides as have "
+            f"{TRAINING_TOKENS_ON_GPU:,} patches together; batch_size: 1 trains slide by slide"
+        )
+        return TRAINING_TOKENS_ON_GPU
+
+    def _training_batches(self, dataset: SlideDataset, max_tokens: int | None) -> Any:
         rank, world_size = self._rank()
-        if self.max_tokens is None:
+        if max_tokens is None:
             labels = [item.label for item in dataset.items] if self.balance_classes else None
             sampler = TrainingSampler(len(dataset), seed=self.seed, rank=rank, world_size=world_size, balance=labels)
             return BatchSampler(sampler, self.batch_size, drop_last=False)  # pyright: ignore[reportArgumentType]
         budget = TokenBudgetSampler(
-            dataset.num_tokens(), max_tokens=self.max_tokens, seed=self.seed, rank=rank, world_size=world_size
+            dataset.num_tokens(), max_tokens=max_tokens, seed=self.seed, rank=rank, world_size=world_size
         )
         if budget.too_large:
             rank_zero_info(
                 f"{len(budget.too_large)} of {len(dataset)} training slides have more than max_tokens "
-                f"{self.max_tokens:,} patches, up to {max(budget.num_tokens):,}; each is a batch of its own "
+                f"{max_tokens:,} patches, up to {max(budget.num_tokens):,}; each is a batch of its own "
                 "(max_tokens_per_slide would train on a random choice of their patches)"
             )
         self._slides_per_step = len(dataset) / (len(budget) * world_size)
@@ -275,7 +297,22 @@ class SlideDataModule(lightning.LightningDataModule):
         dataset = self._datasets[split]
         rank, world_size = self._rank()
         sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
-        return SlideLoader(dataset, self.num_workers, batch_size=self.batch_size, sampler=sampler)
+        batches: dict[str, Any] = {"batch_size": self.batch_size, "sampler": sampler}
+        if self._is_on_gpu():
+            budget = EVALUATION_TOKENS_ON_GPU if self.max_tokens is None else self.max_tokens
+            ordered = OrderedBatches(dataset.num_tokens(whole=True), max_tokens=budget, slides=sampler.indices)
+            batches = {"batch_sampler": ordered}
+        return SlideLoader(dataset, self.num_workers, placement=self._placement(), **batches)
+
+    def _placement(self) -> Placement | None:
+        """Training, validation and test on a GPU have their batches there, made ready ahead."""
+        if self.trainer is None:
+            return None
+        network = getattr(self.trainer.lightning_module, "network", None)
+        return placement_for(self.trainer.strategy.root_device, network)
+
+    def _is_on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -1,15 +1,20 @@
-"""How do workers outlive a signal, and how does a training go on in the middle of an epoch?
+"""Loaders whose workers outlive a signal, that place batches on a device, and that go on in the middle of an epoch.
 
 The order of an epoch depends on (seed, epoch) alone, so the number of batches that were taken says where to go on. The
 loader counts them and keeps the count in the checkpoint (Lightning asks for `state_dict`); the next start skips that
 many batches without reading a slide. With a plain DataLoader the epoch would begin anew: some slides seen twice, others
 never.
+
+With a `Placement` the batches come on the device, made ready ahead (`prefetch`). The workers then read slides instead
+of batches: a batch for a GPU holds dozens, and the worker that has the last one would be waited for. Slides are joined
+by the thread that looks ahead, straight into the page-locked memory that the device copies from.
 """
 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from multiprocessing import active_children
 from typing import Any
@@ -18,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from span_sparse.datasets.batch import SlideBatch, SlideSample, collate
+from span_sparse.datasets.prefetch import BatchesAhead, Placement, placed
 from span_sparse.errors import CheckpointError
 from span_sparse.signals import blocked
 
@@ -28,27 +34,88 @@ class SlideLoader(DataLoader[SlideSample]):
     Args:
         dataset: slides.
         num_workers: processes that read ahead.
+        placement: the batches come on this device; None: on the CPU, features in float32.
         batches: what says which slides come together: `batch_sampler`, or `batch_size` and `sampler`.
     """
 
-    def __init__(self, dataset: Dataset[SlideSample], num_workers: int, **batches: Any) -> None:
-        super().__init__(
-            dataset,
-            num_workers=num_workers,
-            collate_fn=collate,
-            persistent_workers=num_workers > 0,
-            # starting workers draws a number; from the global generator, dropout would be another one after a restart
-            generator=torch.Generator(),
-            **batches,
-        )
+    def __init__(
+        self, dataset: Dataset[SlideSample], num_workers: int, *, placement: Placement | None = None, **batches: Any
+    ) -> None:
+        super().__init__(dataset, collate_fn=collate, **_worker_settings(num_workers), **batches)
+        self.placement = placement
+        self._slides = None if placement is None else _SlideBySlide(dataset, num_workers)
+        self._last: weakref.ref[Any] | None = None
 
     def __iter__(self) -> Iterator[SlideBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        others = set(active_children())
-        with blocked():
-            iterator = super().__iter__()
-        for worker in set(active_children()) - others:
-            atexit.register(worker.kill)  # Python's way to end what is left is SIGTERM, and to wait for ever
-        return iterator  # pyright: ignore[reportReturnType]
+        if self._slides is None or self.placement is None:
+            return _started(super().__iter__)
+        last = None if self._last is None else self._last()
+        if isinstance(last, BatchesAhead):
+            last.close()  # two threads must not read from the same workers
+        batches: list[list[Any]] = list(self.batch_sampler or ())
+        slides = self._slides.started([slide for batch in batches for slide in batch])
+        joined = _joined(slides, [len(batch) for batch in batches], pinned=self.placement.pinned)
+        iterator = placed(joined, self.placement)
+        self._last = weakref.ref(iterator)
+        return iterator
+
+
+class _SlideBySlide(DataLoader[SlideSample]):
+    """Single slides in the order that is asked for."""
+
+    def __init__(self, dataset: Dataset[SlideSample], num_workers: int) -> None:
+        self._wanted = _Wanted()
+        settings: dict[str, Any] = {"batch_size": None, "collate_fn": _as_it_is, **_worker_settings(num_workers)}
+        super().__init__(dataset, sampler=self._wanted, **settings)
+
+    def started(self, wanted: list[Any]) -> Iterator[SlideSample]:
+        """The slides, each being read from now on."""
+        self._wanted.slides = wanted
+        return _started(super().__iter__)
+
+
+class _Wanted(Sampler[Any]):
+    """Slides that are written down before each iteration."""
+
+    def __init__(self) -> None:
+        self.slides: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.slides)
+
+
+def _worker_settings(num_workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        # starting workers draws a number; from the global generator, dropout would be another one after a restart
+        "generator": torch.Generator(),
+    }
+
+
+def _started(start: Any) -> Iterator[Any]:
+    """An iteration with workers that sleep through signals and end with this process."""
+    others = set(active_children())
+    with blocked():
+        iterator = start()
+    for worker in set(active_children()) - others:
+        atexit.register(worker.kill)  # Python's way to end what is left is SIGTERM, and to wait for ever
+    return iterator
+
+
+def _as_it_is(sample: SlideSample) -> SlideSample:
+    return sample
+
+
+def _joined(slides: Iterable[SlideSample], sizes: list[int], *, pinned: bool) -> Iterator[SlideBatch]:
+    """Batches of so many slides each, features as the store has them."""
+    slides = iter(slides)
+    for size in sizes:
+        batch = collate(list(islice(slides, size)), as_stored=True, pinned=pinned)
+        yield batch.pin_memory() if pinned else batch  # what is pinned already is not copied again
 
 
 class _RestOfEpoch(Sampler[list[Any]]):
@@ -72,11 +139,20 @@ class TrainingLoader(SlideLoader):
         num_workers: processes that read ahead.
         batches: of an epoch; Lightning tells the epoch to their `sampler`.
         order: everything the order depends on but the epoch, as plain values; a checkpoint of another order is refused.
+        placement: the batches come on this device; None: on the CPU.
     """
 
-    def __init__(self, dataset: Dataset[SlideSample], num_workers: int, *, batches: Any, order: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[SlideSample],
+        num_workers: int,
+        *,
+        batches: Any,
+        order: dict[str, Any],
+        placement: Placement | None = None,
+    ) -> None:
         self._rest = _RestOfEpoch(batches)
-        super().__init__(dataset, num_workers, batch_sampler=self._rest)
+        super().__init__(dataset, num_workers, placement=placement, batch_sampler=self._rest)
         self.order = order
         self._num_taken = 0
 

@@ -90,14 +90,17 @@ class SlideDataset(Dataset[SlideSample]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def num_tokens(self) -> list[int]:
+    def num_tokens(self, *, whole: bool = False) -> list[int]:
         """Patches of every slide as trained on, from the store's metadata; no features are read.
+
+        Args:
+            whole: those of the store, as in validation.
 
         Raises:
             StoreError: a slide is not in the store.
         """
         counts = [self.store.metadata(item.slide_id).num_patches for item in self.items]
-        return counts if self.max_tokens is None else [min(count, self.max_tokens) for count in counts]
+        return counts if whole or self.max_tokens is None else [min(count, self.max_tokens) for count in counts]
 
     def __getitem__(self, request: int | EpochIndex) -> SlideSample:
         index, epoch = (request.slide, request.epoch) if isinstance(request, EpochIndex) else (request, None)

@@ -13,13 +13,16 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from span_sparse.datasets import SlideBatch
 from span_sparse.errors import CheckpointError
+from span_sparse.sparse import ValidCoords
 from span_sparse.training.checkpoint import load_model
 from span_sparse.training.outcomes import Outcomes
 from span_sparse.training.patch_segmenter import NUM_THRESHOLDS, PatchSegmenter
@@ -49,11 +52,31 @@ class Ensemble:
             self._together.decision_threshold.fill_(torch.round(mean * steps) / steps)
             self.voices.append(self._together)
 
+    def prepare(self, coords: ValidCoords, num_slides: int) -> tuple[Any, ...]:
+        """The geometry of a batch for each of the models, None for those that need none.
+
+        Models of the same settings, such as the folds of a study, share one.
+        """
+        made: list[tuple[Any, Any]] = []
+        for model in self.models:
+            known = next((geometry for settings, geometry in made if settings == model.settings), None)
+            prepare = getattr(model.network, "prepare", None)
+            made.append(
+                (model.settings, prepare(coords, num_slides) if known is None and prepare is not None else known)
+            )
+        return tuple(geometry for _, geometry in made)
+
     def predict(self, batch: SlideBatch) -> tuple[Outcomes, ...]:
-        """The outcomes of a batch on the models' device, by each of the voices."""
+        """The outcomes of a batch on the models' device, by each of the voices.
+
+        Args:
+            batch: its geometry is what `prepare` made, or None.
+        """
+        geometries = (None,) * len(self.models) if batch.geometry is None else batch.geometry
+        batches = [replace(batch, geometry=geometry) for geometry in geometries]
         if len(self._segmenters) < 2:
-            return tuple(model.predict_step(batch) for model in self.models)
-        logits = [model(batch).float() for model in self._segmenters]
+            return tuple(model.predict_step(one) for model, one in zip(self.models, batches, strict=True))
+        logits = [model(one).float() for model, one in zip(self._segmenters, batches, strict=True)]
         steps = [model.judged(one, batch) for model, one in zip(self._segmenters, logits, strict=True)]
         steps.append(self._together.judged(self._mean(logits), batch))
         return tuple(Outcomes(batch.indices, {**step.columns, "loss": step.losses}) for step in steps)

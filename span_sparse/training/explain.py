@@ -118,7 +118,7 @@ def _slide_scores(model: TaskModule, batch: SlideBatch) -> dict[str, Tensor]:
     network = model.network
     scores: dict[str, Tensor] = {}
     if isinstance(network, SpanMil):
-        output = network.run(features, batch.coords, batch.num_slides)
+        output = network.run(features, model.place(batch), batch.num_slides)
         logits, scores = output.logits, _attention(attention_maps(output))
     else:
         logits = network(features, batch.coords, batch.num_slides)
@@ -135,7 +135,7 @@ def _segmenter_scores(model: PatchSegmenter, batch: SlideBatch) -> dict[str, Ten
     assert isinstance(model.network, SpanUnet)
     names = foreground_classes(model)
     with torch.no_grad():
-        output = model.network.run(batch.features, batch.coords, batch.num_slides)
+        output = model.network.run(batch.features, model.place(batch), batch.num_slides)
     logits = output.logits.float()
     probabilities = logits.softmax(dim=1)
     if model.is_binary:

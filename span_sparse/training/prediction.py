@@ -7,12 +7,15 @@ not grow with the cohort, and what is known need not wait for the end.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader
 
-from span_sparse.datasets import SlideDataset, collate
+from span_sparse.datasets import SlideDataset
+from span_sparse.datasets.batching import OrderedBatches
+from span_sparse.datasets.loaders import SlideLoader
+from span_sparse.datasets.prefetch import placement_for
 from span_sparse.datasets.slide_dataset import SlideItem
 from span_sparse.training.ensemble import Ensemble
 from span_sparse.training.outcomes import OutcomeCollector, Outcomes
@@ -43,25 +46,75 @@ def prediction_frame(
     )
 
 
+class _Pending(NamedTuple):
+    """Outcomes on their way to the CPU."""
+
+    parts: tuple[Outcomes, ...]
+    arrived: Any
+
+    def read(self) -> tuple[Outcomes, ...]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.parts
+
+
 @torch.inference_mode()
 def stream_outcomes(
-    ensemble: Ensemble, dataset: SlideDataset, *, batch_size: int = 1, num_workers: int = 0
+    ensemble: Ensemble,
+    dataset: SlideDataset,
+    *,
+    batch_size: int = 1,
+    max_tokens: int | None = None,
+    num_workers: int = 0,
 ) -> Iterator[tuple[Outcomes, ...]]:
-    """The outcomes of one batch after the other, by each voice, on the CPU.
+    """The outcomes of one batch after the other, by each voice, on the CPU; slides in the order of the data set.
+
+    On a GPU the next batch is asked for before the outcomes of the last one are waited for.
 
     Args:
         ensemble: of one model or more.
         dataset: slides.
         batch_size: slides a step.
+        max_tokens: instead of `batch_size` slides, as many as have so many patches together.
         num_workers: reading processes.
     """
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
-    for batch in loader:
-        parts = ensemble.predict(batch.to(ensemble.models[0].device))
-        yield tuple(
-            Outcomes(part.indices.cpu(), {name: column.cpu() for name, column in part.columns.items()})
+    device = ensemble.models[0].device
+    batches: dict[str, Any] = {"batch_size": batch_size}
+    if max_tokens is not None:
+        batches = {"batch_sampler": OrderedBatches(dataset.num_tokens(whole=True), max_tokens=max_tokens)}
+    loader = SlideLoader(dataset, num_workers, placement=placement_for(device, ensemble), **batches)
+    pending = (_to_cpu(ensemble.predict(batch.to(device))) for batch in loader)
+    yield from _one_behind(pending) if device.type == "cuda" else (one.read() for one in pending)
+
+
+def _to_cpu(parts: tuple[Outcomes, ...]) -> _Pending:
+    """Starts the copies; on the CPU there is nothing to copy."""
+    arrived = None
+    if parts[0].indices.is_cuda:
+        move = {"device": "cpu", "non_blocking": True}
+        parts = tuple(
+            Outcomes(part.indices.to(**move), {name: column.to(**move) for name, column in part.columns.items()})
             for part in parts
         )
+        arrived = torch.cuda.Event()
+        arrived.record()
+    return _Pending(parts, arrived)
+
+
+def _one_behind(pending: Iterator[_Pending]) -> Iterator[tuple[Outcomes, ...]]:
+    """Reads each entry when the next one was asked for; what is known is told before an error of the next."""
+    before = None
+    try:
+        for now in pending:
+            if before is not None:
+                yield before.read()
+            before = now
+    except Exception:
+        if before is not None:
+            yield before.read()
+        raise
+    if before is not None:
+        yield before.read()
 
 
 def predict_slides(

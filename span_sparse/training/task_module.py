@@ -235,7 +235,15 @@ class TaskModule(lightning.LightningModule):
 
     def forward(self, batch: SlideBatch) -> Float[Tensor, "rows outputs"]:
         """Outputs of every slide of a batch, or of every patch in a segmentation."""
-        return self.network(batch.features, batch.coords, batch.num_slides)
+        return self.network(batch.features, self.place(batch), batch.num_slides)
+
+    def place(self, batch: SlideBatch) -> Any:
+        """Where the patches of a batch lie, in the form that costs the network least.
+
+        A network with a `prepare` takes the geometry that was made of a validated batch, or its valid coordinates; the
+        others take coordinates.
+        """
+        return batch.place if hasattr(self.network, "prepare") else batch.coords
 
     def training_step(self, batch: SlideBatch, batch_index: int) -> Float[Tensor, ""]:
         """Sum of the losses over the slides a step has as a rule.

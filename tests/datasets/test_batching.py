@@ -5,10 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from span_sparse.datasets import SlideDataset, SlideSample
 from span_sparse.datasets.batch import subsample
-from span_sparse.datasets.batching import TokenBudgetSampler
+from span_sparse.datasets.batching import OrderedBatches, TokenBudgetSampler
 from span_sparse.datasets.datamodule import SlideDataModule
 from span_sparse.datasets.slide_dataset import EpochIndex, SlideItem
 from span_sparse.errors import ConfigError
@@ -147,3 +149,20 @@ def test_budgets_that_cannot_work(tiny_cohort) -> None:
             module(tiny_cohort, **{setting: 0})
     with pytest.raises(ConfigError, match="max_tokens is 0"):
         TokenBudgetSampler([1], max_tokens=0, seed=0)
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120), st.randoms(use_true_random=False))
+def test_ordered_batches_keep_the_order_and_are_as_full_as_it_allows(num_tokens, max_tokens: int, random) -> None:
+    share = sorted(random.sample(range(len(num_tokens)), len(num_tokens) // 2))
+    for slides in (None, share):
+        batches = list(OrderedBatches(num_tokens, max_tokens=max_tokens, slides=slides))
+        expected = list(range(len(num_tokens))) if slides is None else slides
+        assert [slide for batch in batches for slide in batch] == expected
+        sizes = [sum(num_tokens[slide] for slide in batch) for batch in batches]
+        assert all(size <= max_tokens or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True))
+        assert all(size + num_tokens[after[0]] > max_tokens for size, after in zip(sizes, batches[1:], strict=False))
+
+
+def test_an_ordered_budget_below_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_tokens is 0"):
+        OrderedBatches([1], max_tokens=0)

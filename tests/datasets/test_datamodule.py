@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lightning import LightningDataModule
 
 from span_sparse.datasets import MultiLabelTask, RegressionTask, SegmentationTask, SurvivalTask
 from span_sparse.datasets.datamodule import SlideDataModule
+from span_sparse.datasets.loaders import SlideLoader, TrainingLoader
 from span_sparse.errors import CohortError, ConfigError, SpanError, StoreError
 from span_sparse.store import FeatureStore
 
@@ -285,3 +287,54 @@ def test_a_loss_is_weighted_by_the_slides_a_step_has(tiny_cohort) -> None:
     assert data.slides_per_step == 2
     steps = len(data.train_dataloader())
     assert data.slides_per_step == 6 / steps
+
+
+def on_gpu(data: SlideDataModule) -> SlideDataModule:
+    """With a trainer that says it trains on a GPU; its loaders are looked at and not iterated."""
+    data.setup()
+    data.trainer = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+        max_epochs=2, global_rank=0, world_size=1, lightning_module=SimpleNamespace(network=torch.nn.Linear(1, 1)),
+        fit_loop=SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0))),
+        strategy=SimpleNamespace(root_device=torch.device("cuda", 0)),
+    )  # fmt: skip
+    return data
+
+
+@pytest.mark.parametrize(
+    ("settings", "in_training", "in_validation"),
+    [
+        ({}, 100_000, 200_000),  # neither is given
+        ({"batch_size": 1}, None, 200_000),
+        ({"batch_size": 3}, None, 200_000),
+        ({"max_tokens": 40}, 40, 40),
+        ({"balance_classes": True}, None, 200_000),
+    ],
+)
+def test_on_a_gpu_slides_are_grouped_by_tokens_unless_a_step_was_chosen(
+    tiny_cohort, settings, in_training, in_validation
+) -> None:
+    data = on_gpu(module(tiny_cohort, **settings))
+    training, validation = data.train_dataloader(), data.val_dataloader()
+    assert isinstance(training, TrainingLoader)
+    assert isinstance(validation, SlideLoader)
+    assert training.order["max_tokens"] == in_training
+    sizes = [len(batch) for batch in training.batch_sampler]
+    expected = {100_000: [6], 40: None}.get(in_training, [3, 3] if data.batch_size == 3 else [1] * 6)
+    assert expected is None or sizes == expected
+    # 30, 33, 36 and 39 patches, in order
+    assert list(validation.batch_sampler) == ([[0, 1, 2, 3]] if in_validation == 200_000 else [[0], [1], [2], [3]])
+    assert {training.placement.device, validation.placement.device} == {torch.device("cuda", 0)}
+
+
+def test_validation_on_a_gpu_counts_whole_slides(tiny_cohort) -> None:
+    """Training takes five patches of each; validation sees all 30, 33, 36 and 39 of them."""
+    data = on_gpu(module(tiny_cohort, max_tokens=70, max_tokens_per_slide=5))
+    assert list(data.val_dataloader().batch_sampler) == [[0, 1], [2], [3]]
+
+
+def test_on_the_cpu_a_step_is_one_slide_and_nothing_is_placed(tiny_cohort) -> None:
+    data = module(tiny_cohort)
+    data.setup()
+    loader = data.train_dataloader()
+    assert [len(batch) for batch in loader.batch_sampler] == [1] * 6
+    assert (loader.order["batch_size"], loader.order["max_tokens"], loader.placement) == (1, None, None)

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,11 @@ import pandas as pd
 import pytest
 import torch
 
+from span_sparse.datasets.prefetch import Placement
 from span_sparse.training import TaskModule
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
+from fake_lane import FakeLane
 
 SETTINGS = (
     *("--data.init_args.batch_size", 1, "--trainer.max_epochs", 3, "--trainer.accumulate_grad_batches", 2),
@@ -92,6 +97,16 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(train, tiny_cohort, tmp_p
     assert not (tmp_path / "stopped" / "resume.ckpt").exists()
     assert not (tmp_path / "whole" / "resume.ckpt").exists()
     pd.testing.assert_frame_equal(history(tmp_path / "stopped"), history(tmp_path / "whole"))
+
+
+def test_batches_that_were_ready_and_not_trained_on_come_again(train, tmp_path, monkeypatch) -> None:
+    """Three batches lie ready on the device when the signal comes."""
+    assert train("whole") == 0
+    ahead = Placement(torch.device("cpu"), depth=3, lane=FakeLane)
+    monkeypatch.setattr("span_sparse.datasets.datamodule.placement_for", lambda device, network: ahead)
+    assert train("stopped", signals={18 + 7: signal.SIGTERM}) == 128 + signal.SIGTERM
+    assert train("stopped") == 0
+    assert same(*(tmp_path / run / "checkpoints" / "final.ckpt" for run in ("whole", "stopped")))
 
 
 def test_ctrl_c_stops_a_training_as_other_signals_do(train, tmp_path, capsys, monkeypatch) -> None:
