@@ -57,7 +57,7 @@ def _heads(rows: Tensor, num_heads: int) -> Tensor:
     return rows.unflatten(-1, (num_heads, -1))
 
 
-def _head_rows(values: Float[Tensor, "slides globals heads head_channels"]) -> Float[Tensor, "slides rows channels"]:
+def _head_rows(values: Float[Tensor, "slides globals heads head_channels"]) -> Float[Tensor, "slides columns channels"]:
     """One row a global and head that is zero outside the head's channels: its products are those of the head."""
     blocks = torch.einsum(
         "sghd,hk->sghkd", values, torch.eye(values.shape[2], dtype=values.dtype, device=values.device)
@@ -105,7 +105,7 @@ def _per_head(rows: Tensor, num_heads: int) -> Float[Tensor, "heads rows head_ch
     return rows.flatten(0, 1).unflatten(-1, (num_heads, -1)).transpose(0, 1)
 
 
-def _per_row(rows: Float[Tensor, "heads rows channels"], shape: Sequence[int]) -> Float[Tensor, "slides rows channels"]:
+def _per_row(rows: Float[Tensor, "heads rows channels"], shape: Sequence[int]) -> Float[Tensor, "slides columns channels"]:
     """One row a slide, global and head of what `_per_head` began; `shape` is that of the globals."""
     num_slides, num_globals, _ = shape
     return rows.unflatten(1, (num_slides, num_globals)).permute(1, 2, 0, 3).flatten(1, 2)

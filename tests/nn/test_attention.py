@@ -5,23 +5,25 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
+from span_sparse.nn.execution import execution
 from span_sparse.nn.global_attention import Projections, global_attention, projected_attention
 from span_sparse.nn.global_tokens import GlobalTokens
 from span_sparse.nn.positions import RelativePositionBias
 from span_sparse.nn.transformer import LayerSettings, TransformerLayer
-from span_sparse.nn.window_attention import Implementation, Reach, gathered_attention, window_attention
+from span_sparse.nn.window_attention import Reach, window_attention
 from span_sparse.sparse import Level, SparseSites, make_sites, window_maps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
 import dense_span
+import random_slides
 
-IMPLEMENTATIONS = [functools.partial(window_attention, implementation=name) for name in get_args(Implementation)]
+IMPLEMENTATIONS = [functools.partial(window_attention, implementation=name) for name in ("merged", "gathered")]
+gathered_attention = functools.partial(window_attention, implementation="gathered")
 
 
 def slide_sites(num_patches: int, side: int) -> SparseSites:
@@ -55,16 +57,16 @@ def test_gradcheck(implementation) -> None:
     sites = slide_sites(11, 7)
     maps = window_maps(sites, 2)
     q, k, v = (torch.randn(11, 1, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    bias = torch.randn(1, 16, 16, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(1, 7, 7, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda *rows: implementation(*rows, maps), (q, k, v, bias))
 
 
-def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_result() -> None:
     maps = window_maps(slide_sites(90, 14), 3)
     q, k, v = (torch.randn(90, 2, 4) for _ in range(3))
     whole = window_attention(q, k, v, None, maps)
-    monkeypatch.setattr(sys.modules["span_sparse.nn.window_attention"], "CHUNK_ELEMENTS", 1)
-    torch.testing.assert_close(window_attention(q, k, v, None, maps), whole)
+    with execution(score_elements=1):
+        torch.testing.assert_close(window_attention(q, k, v, None, maps), whole)
 
 
 def test_absent_slots_read_nothing_of_another_slide() -> None:
@@ -81,7 +83,7 @@ def test_absent_slots_read_nothing_of_another_slide() -> None:
 def test_half_precision_keeps_its_statistics_in_float32(reach: Reach) -> None:
     maps = window_maps(slide_sites(90, 14), 3)
     leaves = [torch.randn(90, 2, 8).bfloat16().requires_grad_() for _ in range(3)]
-    bias = torch.randn(2, 36, 36)
+    bias = torch.randn(2, 11, 11)
     ours = window_attention(*leaves, bias, maps, reach)
     exact = gathered_attention(*(rows.double() for rows in leaves), bias.double(), maps, reach)
     assert ours.dtype == torch.bfloat16
@@ -93,15 +95,14 @@ def test_half_precision_keeps_its_statistics_in_float32(reach: Reach) -> None:
         torch.testing.assert_close(ours_grad.float(), exact_grad.float(), rtol=5e-2, atol=1e-1)
 
 
-def test_rows_in_blocks_give_the_same_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_in_blocks_give_the_same_layer() -> None:
     settings = LayerSettings("long", "rpb", 4, 2, 2.0, nn.ReLU, 0.0, 0.0, 0.02, False)
     layer = TransformerLayer(8, settings)
     sites = slide_sites(30, 9)
     level = Level(sites, window_maps(sites, 2), None)
     rows, tokens = torch.randn(30, 8), torch.randn(1, 2, 8)
     whole = layer(rows, tokens, level)
-    monkeypatch.setattr(sys.modules["span_sparse.nn.transformer"], "ROWS_AT_ONCE", 7)
-    with torch.no_grad():
+    with torch.no_grad(), execution(rows_at_once=7):
         blocks = layer(rows, tokens, level)
     for expected, found in zip(whole, blocks, strict=True):
         torch.testing.assert_close(found, expected)
@@ -120,11 +121,14 @@ def test_large_scores_do_not_overflow() -> None:
 def test_global_exchange_equals_full_attention(num_globals: int) -> None:
     counts, channels, heads = (7, 1, 4), 6, 2
     projections = Projections(*(nn.Linear(channels, channels).double() for _ in range(3)))
+    sites = random_slides.sites_of(counts)
     local = torch.randn(sum(counts), channels, dtype=torch.float64)
     glob = torch.randn(3, num_globals, channels, dtype=torch.float64)
-    from_globals, for_globals, weights = global_attention(local, glob, projections, heads, counts)
+    from_globals, for_globals, weights = global_attention(local, glob, projections, heads, sites)
     assert from_globals is not None
-    plain = projected_attention(local, glob, projections, heads, counts, None)
+    if num_globals == 1:  # the same for all locals of a slide
+        from_globals = from_globals.repeat_interleave(torch.tensor(counts), dim=0)
+    plain = projected_attention(local, glob, projections, heads, sites, None)
     torch.testing.assert_close(plain.for_locals, from_globals)
     torch.testing.assert_close(plain.for_globals, for_globals)
     torch.testing.assert_close(plain.weights, weights)
@@ -137,7 +141,7 @@ def test_global_exchange_equals_full_attention(num_globals: int) -> None:
         torch.testing.assert_close(from_globals[start : start + count], read)
         torch.testing.assert_close(for_globals[slide], write)
         start += count
-    nothing, same, _ = global_attention(local, glob, projections, heads, counts, read_by_locals=False)
+    nothing, same, _ = global_attention(local, glob, projections, heads, sites, read_by_locals=False)
     assert nothing is None
     torch.testing.assert_close(same, for_globals)
 
@@ -145,7 +149,7 @@ def test_global_exchange_equals_full_attention(num_globals: int) -> None:
 def test_global_tokens_start_from_what_they_say() -> None:
     features = torch.tensor([[1.0, 5.0], [3.0, 1.0], [7.0, 7.0]])
     tokens = GlobalTokens(2, ["max", "mean", "std", "fix2", "lrn0.5"])
-    result = tokens(features, (2, 1))
+    result = tokens(features, random_slides.sites_of((2, 1)))
     assert result.shape == (2, 5, 2)
     assert result[0, :2].tolist() == [[3, 5], [2, 3]]
     torch.testing.assert_close(result[0, 2], torch.tensor([2**0.5, 8**0.5]))
@@ -158,7 +162,7 @@ def test_global_tokens_start_from_what_they_say() -> None:
 def test_the_choice_follows_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["span_sparse.nn.window_attention"]
     used: list[int] = []
-    plain = gathered_attention
+    plain = module.gathered_attention
     monkeypatch.setattr(module, "gathered_attention", lambda q, *rest: used.append(len(q)) or plain(q, *rest))
     for num_patches in (4, 200):
         q, k, v = (torch.randn(num_patches, 2, 4) for _ in range(3))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from span_sparse.nn.global_attention import Projections, global_attention, projected_attention
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
+import random_slides
+
 COUNTS, WIDTH, HEADS = (3, 1), 8, 2
+SITES = random_slides.sites_of(COUNTS)
 PLACES = torch.tensor([[0, 0], [2, 1], [5, 3], [4, 4]])
 
 
@@ -36,10 +43,10 @@ def test_gradcheck(form: str, num_globals: int) -> None:
         projections = projections_of(flat)
         if form in ("absorbed", "locals_unread"):
             read = form == "absorbed"
-            result = global_attention(local, glob, projections, HEADS, COUNTS, read_by_locals=read)
+            result = global_attention(local, glob, projections, HEADS, SITES, read_by_locals=read)
         else:
             places = PLACES if form == "rotary" else None
-            result = projected_attention(local, glob, projections, HEADS, COUNTS, places)
+            result = projected_attention(local, glob, projections, HEADS, SITES, places)
         return tuple(part for part in result if part is not None)
 
     assert torch.autograd.gradcheck(outputs, (local, glob, *flat), fast_mode=True)
@@ -49,7 +56,7 @@ def test_extreme_scores_stay_finite_and_normalised() -> None:
     projections = Projections(*(nn.Linear(WIDTH, WIDTH).double() for _ in range(3)))
     local = (torch.randn(4, WIDTH).double() * 1e3).requires_grad_()
     glob = (torch.randn(2, 2, WIDTH).double() * 1e3).requires_grad_()
-    exchange = global_attention(local, glob, projections, HEADS, COUNTS)
+    exchange = global_attention(local, glob, projections, HEADS, SITES)
     assert exchange.for_locals is not None
     (exchange.for_locals.sum() + exchange.for_globals.sum()).backward()
     assert all(rows.grad is not None and rows.grad.isfinite().all() for rows in (local, glob))

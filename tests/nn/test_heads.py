@@ -25,6 +25,8 @@ WIDTH, OUTPUTS = 6, 3
 COUNTS = [(5, 2), (3, 1)]
 """Rows of two slides at two stages."""
 
+SITES = [random_slides.sites_of(counts) for counts in COUNTS]
+
 
 def stages_of() -> list[StageOutput]:
     return [
@@ -52,7 +54,7 @@ def read_out(head: nn.Module, row: Tensor, *, norm: bool) -> Tensor:
 def test_heads_of_global_tokens(kind, norm: bool) -> None:
     stages = stages_of()
     head = random_slides.shake(GlobalTokenHead(kind, WIDTH, 2, OUTPUTS, norm=norm, dropout=0.5).double()).eval()
-    ours = head(stages, COUNTS)
+    ours = head(stages, SITES)
     for slide in range(2):
         first, second = (stage.global_tokens[slide, 0] for stage in stages)
         row = {
@@ -68,7 +70,7 @@ def test_heads_of_global_tokens(kind, norm: bool) -> None:
 def test_addition() -> None:
     stages = stages_of()
     head = random_slides.shake(AdditionHead(WIDTH, OUTPUTS, dropout=0.5).double()).eval()
-    for slide, ours in enumerate(head(stages, COUNTS)):
+    for slide, ours in enumerate(head(stages, SITES)):
         rows, _ = slide_of(stages[1], COUNTS[1], slide)
         row = torch.stack([column.max() + column.sum() / len(column) for column in rows.T])
         torch.testing.assert_close(ours, read_out(head, row, norm=True))
@@ -89,7 +91,7 @@ def pooled_by_hand(pool: nn.Module, rows: Tensor, activation=torch.tanh) -> Tens
 def test_attention_pooling_is_that_of_ilse() -> None:
     pool = random_slides.shake(AttentionPooling(WIDTH, 4).double())
     rows = torch.randn(7, WIDTH).double()
-    ours = pool(rows, (5, 2))
+    ours = pool(rows, random_slides.sites_of((5, 2)))
     torch.testing.assert_close(ours[0], pooled_by_hand(pool, rows[:5]))
     torch.testing.assert_close(ours[1], pooled_by_hand(pool, rows[5:]))
 
@@ -97,7 +99,7 @@ def test_attention_pooling_is_that_of_ilse() -> None:
 def test_pyramid_pooling() -> None:
     stages = stages_of()
     head = random_slides.shake(PyramidPoolingHead(WIDTH, 2, OUTPUTS, dropout=0.5).double()).eval()
-    for slide, ours in enumerate(head(stages, COUNTS)):
+    for slide, ours in enumerate(head(stages, SITES)):
         tokens, pooled = torch.zeros(WIDTH).double(), torch.zeros(WIDTH).double()
         for stage, counts, pool in zip(stages, COUNTS, head.pooling, strict=True):
             rows, token = slide_of(stage, counts, slide)
@@ -111,7 +113,7 @@ def test_multiattn() -> None:
     assert head.pooling[0].hidden.out_features == WIDTH // 2
     assert head.gate_offset.tolist() == [-2, -2]
     random_slides.shake(head).eval()
-    for slide, ours in enumerate(head(stages, COUNTS)):
+    for slide, ours in enumerate(head(stages, SITES)):
         mixed, scores = [], []
         for number, (stage, counts) in enumerate(zip(stages, COUNTS, strict=True)):
             rows, token = slide_of(stage, counts, slide)

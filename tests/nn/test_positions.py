@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from span_sparse.nn.positions import AlibiBias, RelativePositionBias, alibi_slopes, rotate
+from span_sparse.nn.positions import AlibiBias, RelativePositionBias, alibi_slopes, expanded_bias, rotate
 from span_sparse.sparse.windows import window_offsets
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
@@ -34,7 +34,7 @@ def test_biases_of_every_pair_of_slots(window_size: int) -> None:
     cells = [(row // window_size, col // window_size) for row, col in places]
     assert cells == sorted(cells)  # slots of a cell lie together
     learned, alibi = RelativePositionBias(3, window_size, std=1.0), AlibiBias(3, window_size)
-    table, falls = learned(torch.float32), alibi(torch.float64)
+    table, falls = (expanded_bias(each, window_size) for each in (learned(torch.float32), alibi(torch.float64)))
     for query, (row, col) in enumerate(places):
         for key, (other_row, other_col) in enumerate(places):
             entry = learned.table[:, other_row - row + side - 1, other_col - col + side - 1]

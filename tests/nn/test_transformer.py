@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from span_sparse.nn import LayerSettings, make_layer
+from span_sparse.nn import LayerSettings, execution, make_layer
 from span_sparse.sparse import Level, make_sites, window_maps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
@@ -128,15 +128,14 @@ def test_drop_path_drops_slides_and_keeps_the_expectation() -> None:
 @pytest.mark.parametrize("num_heads", [1, 3, 6])
 @pytest.mark.parametrize("positions", ["rpb", "rope"])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_frugal_way_without_gradients_says_the_same(mode, positions, num_heads: int, monkeypatch) -> None:
+def test_the_frugal_way_without_gradients_says_the_same(mode, positions, num_heads: int) -> None:
     """Heads in groups and rows in blocks; 1, 3 and 6 heads fall into groups of unequal size."""
-    monkeypatch.setattr("span_sparse.nn.transformer.ROWS_AT_ONCE", 5)
     level = level_of(13, 3)
     tokens, global_tokens = tokens_of(level, 2)
     settings = replace(SETTINGS, mode=mode, positions=positions, head_channels=WIDTH // num_heads)
     layer = random_slides.shake(make_layer(WIDTH, settings).double())
     kept = layer(tokens, global_tokens, level)
-    with torch.no_grad():
+    with torch.no_grad(), execution(rows_at_once=5):
         frugal = layer(tokens, global_tokens, level)
     assert kept.local_tokens.requires_grad
     for ours, expected in zip(frugal, kept, strict=True):

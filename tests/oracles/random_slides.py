@@ -6,6 +6,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from span_sparse.sparse import SparseSites, make_sites
+
 cell_sets = st.sets(st.tuples(st.integers(0, 12), st.integers(0, 10)), min_size=1, max_size=40)
 """Cells `(row, col)` of one slide: none but one, rows, islands, whatever hypothesis finds."""
 
@@ -21,6 +23,12 @@ def batch_of(*slides: Tensor) -> Tensor:
     """Coordinates `(slide, row, col)` of a batch."""
     rows = [torch.cat([torch.full((len(slide), 1), number), slide], dim=1) for number, slide in enumerate(slides)]
     return torch.cat(rows).int()
+
+
+def sites_of(counts: tuple[int, ...]) -> SparseSites:
+    """Sites of slides with so many patches each, in one row of cells."""
+    slides = [torch.stack([torch.zeros(count), torch.arange(count)], dim=1).int() for count in counts]
+    return make_sites(batch_of(*slides), len(counts))[0]
 
 
 def grid_of(cells: set[tuple[int, int]]) -> Tensor:
