@@ -6,7 +6,8 @@
    resamples the exact box.
 
 An OpenSlide handle is dead after its first error: every later call repeats that error, even for healthy parts of the
-file. The reader drops the handle then, reports the tile, and opens the file again for the next one.
+file. The reader drops the handle then, reports the tile, and opens the file again for the next one. Threads that share
+the handle at that moment fail as well, each with an error of its own, and may simply try again.
 
 OpenSlide takes positions in whole level-0 pixels. Between the pixels of a coarse level it interpolates, which blurs;
 so the read starts at the level-0 pixel nearest to a level pixel and the remaining fraction is left to the resampling.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Final, Self
 
@@ -86,6 +88,7 @@ class OpenSlideReader:
         self._openslide_downsamples = tuple(float(factor) for factor in handle.level_downsamples)
         self._background = self._background_colour()
         self._handle: openslide.OpenSlide | None = handle
+        self._lock = Lock()
         self._is_closed = False
 
     @property
@@ -169,7 +172,9 @@ class OpenSlideReader:
     def close(self) -> None:
         """Release the file; may be called twice."""
         self._is_closed = True
-        self._drop_handle()
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
 
     def __enter__(self) -> Self:
         return self
@@ -197,22 +202,24 @@ class OpenSlideReader:
         corner = corner_px0 / openslide_factor
         return corner_px0, start - corner, stop - corner
 
-    def _drop_handle(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
+    def _drop_handle(self, handle: openslide.OpenSlide) -> None:
+        """Use a handle no more; the last thread that still reads with it closes it by letting go of it."""
+        with self._lock:
+            if self._handle is handle:
+                self._handle = None
 
     def _living_handle(self) -> openslide.OpenSlide:
         """The handle, opened again if an error has killed it."""
-        if self._is_closed:
-            raise SlideError(f"{self._path}: is closed; open the slide again")
-        if self._handle is None:
-            handle = _open_handle(self._path)
-            if tuple(handle.level_dimensions) != self._level_shapes:
-                handle.close()
-                raise SlideError(f"{self._path}: has changed while it was read; start again when it is complete")
-            self._handle = handle
-        return self._handle
+        with self._lock:
+            if self._is_closed:
+                raise SlideError(f"{self._path}: is closed; open the slide again")
+            if self._handle is None:
+                handle = _open_handle(self._path)
+                if tuple(handle.level_dimensions) != self._level_shapes:
+                    handle.close()
+                    raise SlideError(f"{self._path}: has changed while it was read; start again when it is complete")
+                self._handle = handle
+            return self._handle
 
     def _read_level(self, level: int, left_px0: int, top_px0: int, width: int, height: int) -> Image.Image:
         """Opaque picture (RGB or RGBA) of `width × height` pixels of a level, on the background colour."""
@@ -220,7 +227,7 @@ class OpenSlideReader:
         try:
             rgba = handle.read_region((left_px0, top_px0), level, (width, height))
         except openslide.OpenSlideError as error:
-            self._drop_handle()
+            self._drop_handle(handle)
             raise SlideError(
                 f"{self._path}: opens, but its pixels cannot be read at level {level}, level-0 pixel "
                 f"({left_px0}, {top_px0}) ({error}); the file is damaged, copy it again or remove it from the cohort"

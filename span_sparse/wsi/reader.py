@@ -93,7 +93,7 @@ class SlideReader(Protocol):
         ...
 
     def read_region(self, box: BoxPx0, size_tile_px: int | tuple[int, int]) -> NDArray[np.uint8]:
-        """The pixels of a level-0 box.
+        """The pixels of a level-0 box; may be called from several threads at once.
 
         Args:
             box: half-open, level-0 pixels; parts outside the slide come back in the background colour.
@@ -103,7 +103,8 @@ class SlideReader(Protocol):
             RGB bytes `[height, width, 3]`.
 
         Raises:
-            SlideError: the file cannot be read there; other parts still can.
+            SlideError: the file cannot be read there, or another thread met such a place at this moment; other parts
+                still can.
             ValueError: an empty box or size.
         """
         ...
