@@ -45,7 +45,7 @@ from span_sparse.wsi import (
     segment_tissue,
     tissue_cells,
 )
-from span_sparse.wsi.reader import RESAMPLING
+from span_sparse.wsi.reader import RESAMPLING, resampling
 from span_sparse.wsi.tissue import require_cells, require_room, require_tissue
 
 
@@ -202,7 +202,7 @@ class SlideWork:
         slide_mpp, mpp_source = resolve_mpp(slide, task.cohort_mpp)
         check_resolution(slide, slide_mpp, settings.spec, allow_upsampling=settings.allow_upsampling)
         lattice = settings.spec.on_slide(slide_mpp)
-        stored = self._stored(task, lattice)
+        stored = self._stored(task, slide, lattice)
         if stored is not None:
             failed = stored.provenance.get("num_failed_patches", 0)
             return Plan(
@@ -261,8 +261,12 @@ class SlideWork:
             provenance=self._provenance(task, slide, tissue),
         )
 
-    def _stored(self, task: SlideTask, lattice: Lattice) -> SlideMetadata | None:
-        """The slide in the store, if it is complete, from the same file, resolution and settings."""
+    def _resampling(self, slide: SlideReader, slide_mpp: float) -> str:
+        lattice = self._settings.spec.on_slide(slide_mpp)
+        return resampling(slide, lattice.step_px0 / lattice.spec.patch_size_px)
+
+    def _stored(self, task: SlideTask, slide: SlideReader, lattice: Lattice) -> SlideMetadata | None:
+        """The slide in the store, if it is complete, from the same file, resolution and settings, shrunk likewise."""
         if self._overwrite or (self._dry_run and not self._store.exists()):
             return None
         store = FeatureStore(self._store)
@@ -270,6 +274,8 @@ class SlideWork:
             return None
         stored = store.metadata(task.slide_id)
         if stored.lattice != lattice or self._settings.differences_of_slide(stored, self._identity, task.tissue):
+            return None
+        if stored.provenance.get("resampling", RESAMPLING) != self._resampling(slide, lattice.slide_mpp):
             return None
         return stored if stored.slide_checksum == slide_checksum(task.path) else None
 
@@ -281,7 +287,7 @@ class SlideWork:
             "slide_file": slide.path.name,
             "vendor": slide.vendor,
             "bounds_px0": None if slide.bounds is None else list(slide.bounds),
-            "resampling": RESAMPLING,
+            "resampling": self._resampling(slide, tissue.slide_mpp),
             "enlargement": max(1.0, tissue.slide_mpp / self._settings.spec.target_mpp),
             "mpp_sources": mpp_sources(slide, task.cohort_mpp),
             "tissue_threshold": tissue.threshold,

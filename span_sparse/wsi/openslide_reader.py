@@ -30,7 +30,7 @@ from PIL import Image
 
 from span_sparse.errors import MppError, SlideError
 from span_sparse.grid import BoxPx0
-from span_sparse.wsi.reader import SlideReader, pick_level
+from span_sparse.wsi.reader import SlideReader, pick_level, whole_reduction
 
 MAX_EDGE_PX0: Final = 2**21
 """Half a metre at 0.25 µm/px. A damaged header that says more would keep every loop over the slide busy for ever."""
@@ -76,6 +76,18 @@ def _open_handle(path: Path) -> openslide.OpenSlide:
         ) from error
     except (openslide.OpenSlideError, OSError) as error:
         raise SlideError(f"{path}: cannot be opened ({error}); the file is damaged or of an unknown kind") from error
+
+
+def _resampled(picture: Image.Image, size: tuple[int, int], window: tuple[float, float, float, float]) -> Image.Image:
+    """A window of a picture at a size, in the steps of `whole_reduction`."""
+    first_x, first_y, last_x, last_y = window
+    reduction = whole_reduction(min((last_x - first_x) / size[0], (last_y - first_y) / size[1]))
+    if reduction > 1:
+        picture = picture.reduce(reduction)
+        window = (first_x / reduction, first_y / reduction, last_x / reduction, last_y / reduction)
+    if picture.size == size and window == (0, 0, *size):
+        return picture
+    return picture.resize(size, Image.Resampling.LANCZOS, box=window)
 
 
 class OpenSlideReader:
@@ -165,7 +177,7 @@ class OpenSlideReader:
         picture = self._read_level(level, left_px0, top_px0, math.ceil(last_x), math.ceil(last_y))
         window = (first_x, first_y, last_x, last_y)
         if picture.size != size or window != (0, 0, *size):
-            picture = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, box=window)
+            picture = _resampled(picture.convert("RGB"), size, window)
         # packs the three channels in one pass; `np.asarray(picture.convert("RGB"))` costs a tenth of a patch more
         return np.frombuffer(picture.tobytes("raw", "RGB"), np.uint8).reshape(size[1], size[0], 3)
 
