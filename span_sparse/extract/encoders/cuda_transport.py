@@ -70,8 +70,9 @@ class CudaTransport:
         self._places = [_place(shape, dimension, device) for _ in range(num_places)]
         for place in self._places:  # kernels are chosen and memory is reserved before the first patch comes
             place.on_device.zero_()
-        compute(self._places[0].on_device)
-        torch.cuda.synchronize(device)
+        with torch.cuda.device(device):
+            compute(self._places[0].on_device)
+            torch.cuda.synchronize()
 
     def send(self, patches: UInt8[Tensor, "patches edge edge 3"], /) -> _Place:
         """Start upload, computation and download of a chunk."""

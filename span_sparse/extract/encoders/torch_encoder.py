@@ -18,7 +18,7 @@ that is fast (CUDA autocast), float32 on a CPU: both round to the same stored fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +44,18 @@ _CHUNK: Final = {"cuda": 64, "cpu": 8}
 On an H200 a ViT-L reaches 0.97 of its own best speed at 64, and a slide's last chunk is padded by 32 patches on
 average; 256 would waste 128 patches a slide for the rest.
 """
+
+
+_AUTOCAST: Final[dict[str, dict[str, torch.dtype]]] = {
+    "float32": {},
+    "float16": {"cuda": torch.float16},
+    "bfloat16": {"cuda": torch.bfloat16, "cpu": torch.bfloat16},
+}
+
+
+def computed_precision(precision: str) -> Mapping[str, torch.dtype]:
+    """The dtype in which matrix products of a precision are computed, by device type; float32 where there is none."""
+    return _AUTOCAST[precision]
 
 
 def stored_precision(precision: str) -> str:
@@ -146,11 +158,8 @@ class TorchEncoder:
         return vectors
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        if self.compute == "bfloat16":
-            return torch.autocast(device.type, torch.bfloat16)
-        if self.compute == "float16" and device.type == "cuda":
-            return torch.autocast(device.type, torch.float16)
-        return nullcontext()
+        dtype = computed_precision(self.compute).get(device.type)
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def check_settings(device: str, precision: str) -> None:
