@@ -7,8 +7,8 @@ For each output pixel `(y, x)` of a channel, with `v` and `h` Pillow's weights o
     output = normalised[channel, grey]
 
 All in int32, which holds the sums (weights add up to 2²², pixels to 255). The horizontal sums are computed again for
-each row that needs them: a few taps from a cache cost less than a picture of them in memory. The matrix products that do
-the same elsewhere want units for float64, which most cards lack, and pass the whole chunk through memory ten times.
+each row that needs them: a few taps from a cache cost less than a picture of them in memory. The matrix products that
+do the same elsewhere want units for float64, which most cards lack, and pass the whole chunk through memory ten times.
 
 Under `TRITON_INTERPRET=1` the kernel runs on CPU tensors.
 """
