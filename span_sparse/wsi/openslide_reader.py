@@ -38,6 +38,9 @@ MAX_EDGE_PX0: Final = 2**21
 MAX_MPP_ANISOTROPY: Final = 0.02
 """Largest relative difference of the resolutions along x and y that is taken for rounding."""
 
+OPAQUE: Final = 0xFF000000
+"""Least RGBA pixel with alpha 255, as a little-endian number."""
+
 UM_PER_TIFF_UNIT: Final = {"centimeter": 10_000.0, "inch": 25_400.0}
 
 
@@ -244,7 +247,8 @@ class OpenSlideReader:
                 f"{self._path}: opens, but its pixels cannot be read at level {level}, level-0 pixel "
                 f"({left_px0}, {top_px0}) ({error}); the file is damaged, copy it again or remove it from the cohort"
             ) from error
-        if rgba.getchannel("A").getextrema() == (255, 255):
+        # alpha is the highest byte; all in one pass, where taking the channel out first costs 2 % of a patch more
+        if np.frombuffer(rgba.tobytes(), "<u4").min(initial=OPAQUE) >= OPAQUE:
             return rgba
         canvas = Image.new("RGBA", rgba.size, (*self._background, 255))
         return Image.alpha_composite(canvas, rgba)
