@@ -45,6 +45,38 @@ def test_slide_of_the_benchmark(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_network_at_the_end_of_an_extraction(tmp_path, monkeypatch):
+    """On the CPU with the tiny network: all is run, all figures are there and agree with each other."""
+    benchmark = load("extract")
+    monkeypatch.setattr(benchmark, "WIDTH_PX0", 12_500)
+    monkeypatch.setattr(benchmark, "HEIGHT_PX0", 9_000)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    command = [
+        "extract.py",
+        "--device",
+        "cpu",
+        "--patches",
+        "900",
+        "--slides",
+        "2",
+        "--seconds",
+        "0.2",
+        "--workers",
+        "0",
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, "--chunks", "8", "16", "--json", str(tmp_path / "figures.json")])
+    benchmark.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["patches"] == 2 * 64 * 64, "a block of tissue of 4096 px in patches of 64"
+    best = max(figures["bare_patches_per_s"].values())
+    for name in ("stream", "calls", "extraction"):
+        assert figures[f"{name}_to_bare"] == pytest.approx(figures[f"{name}_patches_per_s"] / best, abs=1e-3)
+    assert 0 <= figures["share_of_time_without_a_batch"] <= 1
+    assert 0 < figures["extraction_to_bare_from_loaded_to_written"] <= figures["extraction_to_bare"]
+    assert figures["start_to_first_patch_s"] >= figures["start_to_first_batch_s"] >= figures["start_to_loaded_s"] > 0
+
+
+@pytest.mark.slow
 def test_kills_are_counted(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "faults.py"), "--kills", "2", "--json", str(tmp_path / "faults.json")]
     subprocess.run(command, check=True, capture_output=True, timeout=120)

@@ -10,6 +10,10 @@
 `peak_rss_mb` is the largest resident memory of any process of the extraction, the collecting one included; the encoder
 has none. The target is 1,536 MB per worker, and a ratio of at least 0.85. With `--shrink 2` the slide has half the
 pixel size of the patches, so that each patch is read at twice its edge and reduced: the bare loop does not reduce.
+
+`--device cuda` measures something else: a network at the end of the extraction, against the network alone, see
+`extract_network.py`; all defaults are for a GPU host of 16 cores, for about a minute. `--device cpu` tries that with a
+tiny network.
 """
 
 from __future__ import annotations
@@ -80,23 +84,48 @@ class NullDevice(NullEncoder):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--patches", type=int, default=6_000, help="about so many patches of tissue (0: all cells)")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--patches", type=int, help="about so many patches of tissue a slide (0: all cells)")
+    parser.add_argument("--workers", type=int, help="default: 2; with a network all cores but two")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shrink", type=int, default=1, help="level-0 pixels per pixel of a patch")
-    parser.add_argument("--device", action="store_true", help="pixels through shared memory, as for a GPU")
+    parser.add_argument(
+        "--device", nargs="?", const="simulated",
+        help="without a value: pixels through shared memory, as for a GPU; cuda, cuda:N, cpu: a network there",
+    )  # fmt: skip
     parser.add_argument("--cache", type=Path, help="folder that keeps the slide (default: a temporary one)")
+    network = parser.add_argument_group("with a network")
+    network.add_argument("--encoder", help="its name (default: uni_v1 on cuda, a tiny one on cpu); weights are random")
+    network.add_argument("--slides", type=int, default=4, help="slides of the cohort")
+    network.add_argument("--seconds", type=float, default=4.0, help="of each measurement but the extraction")
+    network.add_argument("--chunks", type=int, nargs="+", default=[64, 256], help="of the bare network")
     options = parser.parse_args()
+    has_network = options.device not in (None, "simulated")
+    if options.workers is None:
+        options.workers = max(1, len(os.sched_getaffinity(0)) - 2) if has_network else 2
+    if options.patches is None:
+        options.patches = 16_000 if has_network else 6_000
     with tempfile.TemporaryDirectory() as folder:
         cache = options.cache or Path(folder)
         cache.mkdir(parents=True, exist_ok=True)
-        figures = measure(Path(folder), cache, options)
+        figures = (measure_network if has_network else measure)(Path(folder), cache, options)
     text = json.dumps(figures, indent=2)
     print(text)
     if options.json:
         temporary = options.json.with_name(f".{options.json.name}.tmp")
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(options.json)
+
+
+def measure_network(root: Path, cache: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of a network at the end."""
+    import extract_network  # torch takes seconds to load, and workers import this file
+
+    edge = extract_network.edge_of(options)
+    box = tissue_box(options.patches, edge * options.shrink)
+    slide = cache / f"slide-{box[0]}x{box[1]}-{options.shrink}.tiff"
+    if not slide.exists():
+        write_slide(slide, box, MPP / options.shrink)
+    return extract_network.measure(root, slide, options)
 
 
 def measure(root: Path, cache: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -102,14 +102,14 @@ def run(args: Namespace) -> int:
 def _reading(reader: SlideReader, lattice: Lattice, enlargement: float) -> str:
     """From which level patches are read, and how they get their size."""
     from span_sparse.wsi import pick_level
-    from span_sparse.wsi.reader import RESAMPLING
+    from span_sparse.wsi.reader import resampling
 
     needed = lattice.step_px0 / lattice.spec.patch_size_px
     level = pick_level(reader.level_downsamples, needed)
-    factor = needed / reader.level_downsamples[level]
+    factor, filters = needed / reader.level_downsamples[level], resampling(reader, needed)
     if enlargement > 1:
-        return f"level {level}, enlarged {1 / factor:.4g} times ({RESAMPLING})"
-    return f"level {level}, " + (f"reduced {factor:.4g} times ({RESAMPLING})" if factor != 1 else "as it is")
+        return f"level {level}, enlarged {1 / factor:.4g} times ({filters})"
+    return f"level {level}, " + (f"reduced {factor:.4g} times ({filters})" if factor != 1 else "as it is")
 
 
 def _tissue(tissue: TissueMask, settings: TissueSettings) -> str:

@@ -20,14 +20,14 @@ from span_sparse.cohort import CohortTable
 from span_sparse.errors import ConfigError, SlideError, SpanError, StoreError
 from span_sparse.extract.display import Display
 from span_sparse.extract.encoder import PatchEncoder
-from span_sparse.extract.engine import Engine, Request
+from span_sparse.extract.engine import Engine
 from span_sparse.extract.interruption import interruptible
 from span_sparse.extract.process_list import FAILED, SlideStatus
 from span_sparse.extract.run_log import RunLog
 from span_sparse.extract.settings import ExtractionSettings, FailureLimit, SlideTask
 from span_sparse.extract.sharding import Shard, tasks_of_shard
 from span_sparse.extract.slide_pictures import picture_path
-from span_sparse.extract.slide_work import SlideWork
+from span_sparse.extract.slide_work import Request, SlideWork
 from span_sparse.extract.store_guard import clean_store
 from span_sparse.extract.workers import WorkerPool
 from span_sparse.files import write_atomically

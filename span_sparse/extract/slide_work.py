@@ -1,12 +1,15 @@
-"""What does a worker do with a slide?
+"""A worker's side of an extraction: planning slides, reading their cells, describing them.
 
-Two kinds of requests, in any order, for any slides:
+Three kinds of requests, in any order, for any slides:
 
-* **plan**: open → µm per pixel → is it in the store already? → tissue → cells of the lattice. The answer holds
-  everything of the slide's record but its features, and its two pictures: outline and thumbnail.
+* **plan**: open → µm per pixel → is it in the store already? → tissue → cells of the lattice. The answer holds all that
+  reading needs.
 * **read**: some cells of a planned slide into a slot of pixels; where the encoder works here, their features.
+* **describe**: what a planned slide needs besides before it is written, and reading need not wait for: the checksum of
+  its file and its two pictures, outline and thumbnail.
 
-A worker keeps the slide of its last request open. Several workers may read the same slide.
+A worker keeps the slide of its last request open, and the tissue of its last plans for their descriptions; another
+worker finds that tissue again. Several workers may read the same slide.
 
 A tile that cannot be read costs its patch: the reader, which opens the file again after an error, goes on with the next
 cell. Whatever else goes wrong with a slide becomes its `SlideStatus`; nothing is
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +45,7 @@ from span_sparse.wsi import (
     segment_tissue,
     tissue_cells,
 )
-from span_sparse.wsi.reader import RESAMPLING
+from span_sparse.wsi.reader import RESAMPLING, resampling
 from span_sparse.wsi.tissue import require_cells, require_room, require_tissue
 
 
@@ -73,18 +76,49 @@ class ReadRequest:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class DescribeRequest:
+    """Describe a planned slide; answered with a `Description`.
+
+    Attributes:
+        task: the slide.
+        lattice: its lattice.
+        cells: int32 `[cells, 2]`, all of its cells.
+    """
+
+    task: SlideTask
+    lattice: Lattice
+    cells: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """What a slide needs, or why it needs nothing.
 
     Attributes:
-        outcome: the record without features (no rows), or the end of the work on this slide.
-        grid: int32 `[cells, 2]`, the cells to read.
-        pictures: content of the files about the slide by suffix, `.geojson` and `.jpg`.
+        outcome: the record without features (no rows) and checksum (empty), or the end of the work on this slide.
+        pictures: content of the files about a slide whose work has ended, by suffix, `.geojson` and `.jpg`.
     """
 
     outcome: SlideRecord | SlideStatus
-    grid: NDArray[np.int32]
     pictures: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Description:
+    """What is written with a slide besides its features.
+
+    Attributes:
+        checksum: of its file.
+        pictures: content of the files about it by suffix, `.geojson` and `.jpg`.
+        error: why there is neither; empty when there are both.
+    """
+
+    checksum: str
+    pictures: dict[str, bytes]
+    error: str = ""
+
+
+Request = PlanRequest | ReadRequest | DescribeRequest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +134,10 @@ class Batch:
     good: NDArray[np.bool_] | None
     features: NDArray[np.floating[Any]] | None = None
     error: str = ""
+
+
+MAX_KEPT_TISSUES: Final = 2
+"""Of plans whose description was not asked for yet; the mask of a large slide has 32 MB."""
 
 
 class SlideWork:
@@ -127,13 +165,16 @@ class SlideWork:
         self._store, self._settings, self._identity, self._encoder = store, settings, identity, encoder
         self._overwrite, self._dry_run = overwrite, dry_run
         self._open: SlideReader | None = None
+        self._tissues: dict[str, TissueMask] = {}
 
-    def __call__(self, request: PlanRequest | ReadRequest, slots: NDArray[np.uint8]) -> Plan | Batch:
+    def __call__(self, request: Request, slots: NDArray[np.uint8]) -> Plan | Batch | Description:
         """Answer a request."""
         path = request.task.path
         try:
             if isinstance(request, PlanRequest):
                 return self._plan(request.task)
+            if isinstance(request, DescribeRequest):
+                return self._describe(request)
             return self._read(request, slots[request.slot])
         except SpanError as error:
             reason = str(error)
@@ -141,8 +182,8 @@ class SlideWork:
             reason = f"{path}: {type(error).__name__}: {error}"
         self.close()
         if isinstance(request, PlanRequest):
-            return _end(SlideStatus(request.task.slide_id, FAILED, reason))
-        return Batch(None, error=reason)
+            return Plan(SlideStatus(request.task.slide_id, FAILED, reason), {})
+        return Description("", {}, reason) if isinstance(request, DescribeRequest) else Batch(None, error=reason)
 
     def close(self) -> None:
         """Close the slide that is open."""
@@ -161,26 +202,51 @@ class SlideWork:
         slide_mpp, mpp_source = resolve_mpp(slide, task.cohort_mpp)
         check_resolution(slide, slide_mpp, settings.spec, allow_upsampling=settings.allow_upsampling)
         lattice = settings.spec.on_slide(slide_mpp)
-        checksum = slide_checksum(task.path)
-        stored = self._stored(task, lattice, checksum)
+        stored = self._stored(task, slide, lattice)
         if stored is not None:
             failed = stored.provenance.get("num_failed_patches", 0)
-            return _end(
-                SlideStatus(task.slide_id, DONE, num_patches=stored.num_patches, failed_patches=failed, resumed=True)
+            return Plan(
+                SlideStatus(task.slide_id, DONE, num_patches=stored.num_patches, failed_patches=failed, resumed=True),
+                {},
             )
         if self._dry_run:
-            return _end(SlideStatus(task.slide_id, PENDING))
+            return Plan(SlideStatus(task.slide_id, PENDING), {})
         tissue = segment_tissue(slide, slide_mpp, task.tissue)
         size_px0 = slide.width_px0, slide.height_px0
         grid = tissue_cells(tissue, lattice, *size_px0, settings.min_tissue_fraction)
-        pictures = slide_pictures(slide, tissue, lattice, grid)
         try:
             require_room(slide, lattice)
             require_tissue(tissue, task.tissue, slide.path)
             require_cells(grid, lattice, slide)
         except SpanError as error:  # the pictures show why
-            return Plan(SlideStatus(task.slide_id, FAILED, str(error)), grid, pictures)
-        record = SlideRecord(
+            pictures = slide_pictures(slide, tissue, lattice, grid)
+            return Plan(SlideStatus(task.slide_id, FAILED, str(error)), pictures)
+        self._keep(task, tissue)
+        return Plan(self._record(task, slide, tissue, lattice, grid, mpp_source), {})
+
+    def _keep(self, task: SlideTask, tissue: TissueMask) -> None:
+        self._tissues[task.slide_id] = tissue
+        while len(self._tissues) > MAX_KEPT_TISSUES:
+            del self._tissues[next(iter(self._tissues))]
+
+    def _describe(self, request: DescribeRequest) -> Description:
+        slide, task = self._reader(request.task.path), request.task
+        tissue = self._tissues.pop(task.slide_id, None)
+        if tissue is None:  # another worker planned it, or too many plans ago
+            tissue = segment_tissue(slide, request.lattice.slide_mpp, task.tissue)
+        pictures = slide_pictures(slide, tissue, request.lattice, request.cells)
+        return Description(slide_checksum(task.path), pictures)
+
+    def _record(
+        self,
+        task: SlideTask,
+        slide: SlideReader,
+        tissue: TissueMask,
+        lattice: Lattice,
+        grid: NDArray[np.int32],
+        mpp_source: str,
+    ) -> SlideRecord:
+        return SlideRecord(
             slide_id=task.slide_id,
             case_id=task.case_id,
             features=np.empty((0, self._identity.dimension), self._identity.precision),
@@ -189,23 +255,29 @@ class SlideWork:
             lattice=lattice,
             mpp_source=mpp_source,
             encoder=self._identity,
-            slide_checksum=checksum,
+            slide_checksum="",
             width_px0=slide.width_px0,
             height_px0=slide.height_px0,
             provenance=self._provenance(task, slide, tissue),
         )
-        return Plan(record, grid, pictures)
 
-    def _stored(self, task: SlideTask, lattice: Lattice, checksum: str) -> SlideMetadata | None:
-        """The slide in the store, if it is complete, from the same file, resolution and settings."""
+    def _resampling(self, slide: SlideReader, slide_mpp: float) -> str:
+        lattice = self._settings.spec.on_slide(slide_mpp)
+        return resampling(slide, lattice.step_px0 / lattice.spec.patch_size_px)
+
+    def _stored(self, task: SlideTask, slide: SlideReader, lattice: Lattice) -> SlideMetadata | None:
+        """The slide in the store, if it is complete, from the same file, resolution and settings, shrunk likewise."""
         if self._overwrite or (self._dry_run and not self._store.exists()):
             return None
         store = FeatureStore(self._store)
         if not store.has(task.slide_id):
             return None
         stored = store.metadata(task.slide_id)
-        same = stored.slide_checksum == checksum and stored.lattice == lattice
-        return stored if same and not self._settings.differences_of_slide(stored, self._identity, task.tissue) else None
+        if stored.lattice != lattice or self._settings.differences_of_slide(stored, self._identity, task.tissue):
+            return None
+        if stored.provenance.get("resampling", RESAMPLING) != self._resampling(slide, lattice.slide_mpp):
+            return None
+        return stored if stored.slide_checksum == slide_checksum(task.path) else None
 
     def _provenance(self, task: SlideTask, slide: SlideReader, tissue: TissueMask) -> dict[str, Any]:
         """How the record was made; nothing that differs between two runs of the same program."""
@@ -215,7 +287,7 @@ class SlideWork:
             "slide_file": slide.path.name,
             "vendor": slide.vendor,
             "bounds_px0": None if slide.bounds is None else list(slide.bounds),
-            "resampling": RESAMPLING,
+            "resampling": self._resampling(slide, tissue.slide_mpp),
             "enlargement": max(1.0, tissue.slide_mpp / self._settings.spec.target_mpp),
             "mpp_sources": mpp_sources(slide, task.cohort_mpp),
             "tissue_threshold": tissue.threshold,
@@ -237,25 +309,22 @@ class SlideWork:
                 continue
             good[index] = True
             num_good += 1
-        features = None if self._encoder is None else encode(self._encoder, pixels[:num_good])
+        features = None
+        if self._encoder is not None:
+            features = checked(self._identity, self._encoder(pixels[:num_good]), num_good)
         return Batch(good, features, first_error)
 
 
-def encode(encoder: PatchEncoder, patches: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+def checked(identity: EncoderIdentity, features: NDArray[Any], num_patches: int) -> NDArray[np.floating[Any]]:
     """Features `[patches, dimension]` in the encoder's precision.
 
     Raises:
-        ValueError: the encoder gives another shape.
+        ValueError: the encoder gave another shape.
     """
-    identity = encoder.identity
-    features = np.asarray(encoder(patches))
-    if features.shape != (len(patches), identity.dimension):
+    features = np.asarray(features)
+    if features.shape != (num_patches, identity.dimension):
         raise ValueError(
-            f"the encoder {identity.name} gave features {list(features.shape)} for {len(patches)} patches, "
-            f"expected {[len(patches), identity.dimension]}"
+            f"the encoder {identity.name} gave features {list(features.shape)} for {num_patches} patches, "
+            f"expected {[num_patches, identity.dimension]}"
         )
     return features.astype(identity.precision, copy=False)
-
-
-def _end(status: SlideStatus) -> Plan:
-    return Plan(status, np.empty((0, 2), np.int32), {})

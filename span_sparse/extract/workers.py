@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,9 @@ Work = Callable[[Any, NDArray[np.uint8]], Any]
 
 NUM_SLOTS: Final = 2
 """One is filled while the other is read."""
+
+READY: Final = "ready"
+"""The first message of a worker, before any answer."""
 
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -66,6 +70,7 @@ class Lane(Generic[Request]):
         outstanding: what it was asked and has not answered, oldest first.
         process: None when the work is done in this process.
         connection: None as well.
+        ready_s: `time.perf_counter()` when it was known to have loaded its libraries; None before.
     """
 
     slots: NDArray[np.uint8]
@@ -73,6 +78,7 @@ class Lane(Generic[Request]):
     outstanding: deque[Request] = field(default_factory=deque)
     process: BaseProcess | None = None
     connection: Connection | None = None
+    ready_s: float | None = None
 
 
 class WorkerPool(Generic[Request]):
@@ -119,6 +125,9 @@ class WorkerPool(Generic[Request]):
         for connection in wait([connection for connection in busy if connection is not None], timeout_s):
             lane = busy[connection]  # pyright: ignore[reportArgumentType]  # `wait` gives back what it got
             answer = _receive(lane)
+            if answer == READY:
+                lane.ready_s = time.perf_counter()
+                continue
             if isinstance(answer, WorkerDeath):
                 self.lanes[self.lanes.index(lane)] = self._start()
             yield lane, lane.outstanding.popleft(), answer
@@ -207,5 +216,6 @@ def _serve(descriptor: int, shape: tuple[int, ...], connection: Connection, work
     slots = np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape))), np.uint8).reshape(shape)
     os.close(descriptor)
     with suppress(EOFError, OSError):  # the parent is gone or done
+        connection.send(READY)
         while True:
             connection.send(work(connection.recv(), slots))

@@ -22,6 +22,7 @@ from skimage.color import rgb2hsv
 from skimage.measure import label
 from skimage.morphology import disk
 
+from span_sparse.wsi.strips import in_strips
 from span_sparse.wsi.tissue_settings import UM2_PER_MM2
 
 
@@ -59,14 +60,12 @@ FOLD_ELONGATION: Final = 3.0
 def ink(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
     """Ink of an RGB picture `[rows, cols, 3]` of `mpp` µm per pixel, bool `[rows, cols]`."""
     found = np.zeros(rgb.shape[:2], dtype=bool)
-    for top in range(0, len(rgb), 256):  # hsv in float64 has eight times the bytes
-        hsv = rgb2hsv(rgb[top : top + 256])
-        hue, saturation, value = hsv[..., 0] * 360, hsv[..., 1], hsv[..., 2]
-        for pen in INKS.values():
-            low, high = pen.hue
-            in_hue = (low <= hue) & (hue <= high) if low <= high else (low <= hue) | (hue <= high)
-            in_saturation = (pen.saturation[0] <= saturation) & (saturation <= pen.saturation[1])
-            found[top : top + 256] |= in_hue & in_saturation & (pen.value[0] <= value) & (value <= pen.value[1])
+
+    def find(strip: slice) -> None:
+        may_be = _may_be_ink(rgb[strip])
+        found[strip][may_be] = _is_ink(rgb[strip][may_be])
+
+    in_strips(find, len(rgb))
     if not found.any():
         return found
     found = binary_closing(found, disk(1))
@@ -77,6 +76,33 @@ def ink(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
     if not strokes.any():
         return strokes
     return np.asarray(binary_dilation(strokes, disk(max(1, round(INK_MARGIN_UM / mpp)))), dtype=bool)
+
+
+def _may_be_ink(rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Pixels among which all ink is, told by comparisons of bytes: few of glass and tissue, whose hue costs more.
+
+    A hue of 60° to 240° has more green than red, one of 300° to 60° most red. Saturations are those of the least
+    saturated pen of that side, rounded down.
+    """
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    brightest = np.maximum(np.maximum(red, green), blue)
+    spread = brightest - np.minimum(np.minimum(red, green), blue)
+    cold = (green > red) & (spread >= brightest // 4)
+    warm = (red == brightest) & (spread >= brightest // 2 + brightest // 5)
+    return cold | warm | (brightest <= 77)
+
+
+def _is_ink(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of the pixels `[pixels, 3]` have the colour of a pen, bool `[pixels]`."""
+    hue, saturation, value = rgb2hsv(pixels[:, None]).reshape(-1, 3).T
+    hue = hue * 360
+    found = np.zeros(len(pixels), dtype=bool)
+    for pen in INKS.values():
+        low, high = pen.hue
+        in_hue = (low <= hue) & (hue <= high) if low <= high else (low <= hue) | (hue <= high)
+        in_saturation = (pen.saturation[0] <= saturation) & (saturation <= pen.saturation[1])
+        found |= in_hue & in_saturation & (pen.value[0] <= value) & (value <= pen.value[1])
+    return found
 
 
 def folds(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:

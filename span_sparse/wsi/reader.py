@@ -5,8 +5,8 @@ A `SlideReader` hides the file format. All positions are level-0 pixels, integer
 
 1. `read_region(box, size_tile_px)` asks for a level-0 box, rendered at a given size.
 2. `pick_level` chooses the level that is read: the coarsest one that is still as fine as what is asked for.
-3. The crop of that level is resampled with `RESAMPLING` to exactly the box, also where the level's downsample is not
-   a whole number (4.016 instead of 4).
+3. The crop of that level is resampled (`resampling`) to exactly the box, also where the level's downsample is not a
+   whole number (4.016 instead of 4).
 
 The naive way, reading "level 2" at `x / 4`, is off by 4 pixels in 1000 on such a slide, and a coarse level scaled up
 looks like a patch but holds no detail.
@@ -14,6 +14,7 @@ looks like a patch but holds no detail.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,11 @@ from numpy.typing import NDArray
 from span_sparse.grid import BoxPx0
 
 RESAMPLING: Final = "lanczos"
-"""Filter of every change of size: Pillow's LANCZOS, anti-aliased when shrinking. Same size: pixels are untouched."""
+"""Filter of a change of size below 2: Pillow's LANCZOS, anti-aliased when shrinking. Same size: pixels untouched."""
+
+TWO_STEPS: Final = "box, lanczos"
+"""From 2 on: means of whole pixels, 2 × 2 or more, then LANCZOS for what is left, which is below 2. LANCZOS alone takes
+as long as reading; the difference is that between it and a bicubic filter (docs/slides.md)."""
 
 LEVEL_TOLERANCE: Final = 0.005
 """A level may be this much coarser than asked: the 4.00004 of a real file is the 4 its maker meant."""
@@ -93,7 +98,7 @@ class SlideReader(Protocol):
         ...
 
     def read_region(self, box: BoxPx0, size_tile_px: int | tuple[int, int]) -> NDArray[np.uint8]:
-        """The pixels of a level-0 box.
+        """The pixels of a level-0 box; may be called from several threads at once.
 
         Args:
             box: half-open, level-0 pixels; parts outside the slide come back in the background colour.
@@ -103,7 +108,8 @@ class SlideReader(Protocol):
             RGB bytes `[height, width, 3]`.
 
         Raises:
-            SlideError: the file cannot be read there; other parts still can.
+            SlideError: the file cannot be read there, or another thread met such a place at this moment; other parts
+                still can.
             ValueError: an empty box or size.
         """
         ...
@@ -135,3 +141,20 @@ def pick_level(level_downsamples: Sequence[float], downsample: float) -> int:
         level for level, factor in enumerate(level_downsamples) if factor <= downsample * (1 + LEVEL_TOLERANCE)
     ]
     return max(fine_enough, key=lambda level: level_downsamples[level], default=0)
+
+
+def whole_reduction(factor: float) -> int:
+    """Edge of the squares of pixels that are averaged first when a picture is shrunk by a factor; 1: none are.
+
+    The factors of a slide's patches differ in their last digits, which must not decide.
+
+    >>> whole_reduction(1.98), whole_reduction(1.99999999999), whole_reduction(3.7), whole_reduction(0.5)
+    (1, 2, 3, 1)
+    """
+    return max(1, math.floor(factor * (1 + 1e-6)))
+
+
+def resampling(reader: SlideReader, downsample: float) -> str:
+    """How pixels of `downsample` level-0 pixels are made, as the store records it."""
+    factor = downsample / reader.level_downsamples[pick_level(reader.level_downsamples, downsample)]
+    return RESAMPLING if whole_reduction(factor) == 1 else TWO_STEPS

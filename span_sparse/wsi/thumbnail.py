@@ -1,7 +1,8 @@
 """How is a whole slide made small without ever holding it large?
 
 The thumbnail's pixel is a whole number of level-0 pixels, so its raster is exact; it is read in blocks small enough for
-a slide that has no coarse level at all (one level of 100,000 × 80,000 pixels would be 32 GB in one piece).
+a slide that has no coarse level at all (one level of 100,000 × 80,000 pixels would be 32 GB in one piece), and several
+at a time.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from span_sparse.errors import SlideError
 from span_sparse.grid import BoxPx0
 from span_sparse.wsi.reader import SlideReader, pick_level
+from span_sparse.wsi.strips import in_threads
 
-MAX_BLOCK_PX: Final = 4096
-"""Longest edge of one read, in pixels of the level that is read (64 MiB as RGBA)."""
+MAX_BLOCK_PX: Final = 2048
+"""Longest edge of one read, in pixels of the level that is read (16 MiB as RGBA, in each of a few threads)."""
 
 MAX_SOURCE_PX: Final = 2**35
 """Pixels of the level that is read: 185,000 squared, some ten minutes. More is a damaged header or a hopeless file."""
@@ -58,14 +60,25 @@ def read_thumbnail(
         )
     thumbnail = np.empty((rows, cols, 3), dtype=np.uint8)
     block = max(1, math.floor(MAX_BLOCK_PX * level_factor / scale_px0))
+    corners = [(row, col) for row in range(0, rows, block) for col in range(0, cols, block)]
+
+    def is_read(corner: tuple[int, int]) -> bool:
+        row, col = corner
+        try:
+            _read(reader, scale_px0, thumbnail[row : row + block, col : col + block], row, col)
+        except SlideError:
+            return False
+        return True
+
     num_failed = 0
-    for row in range(0, rows, block):
-        for col in range(0, cols, block):
-            part = slice(row, row + block), slice(col, col + block)
-            if unreadable is None:
-                _read(reader, scale_px0, thumbnail[part], row, col)
-            else:
-                num_failed = _fill(reader, scale_px0, thumbnail[part], unreadable[part], row, col, num_failed)
+    for (row, col), done in zip(corners, in_threads(is_read, corners), strict=True):
+        part = slice(row, row + block), slice(col, col + block)
+        if done:
+            continue
+        if unreadable is None:  # one by one now: the error may have been another thread's
+            _read(reader, scale_px0, thumbnail[part], row, col)
+        else:
+            num_failed = _fill(reader, scale_px0, thumbnail[part], unreadable[part], row, col, num_failed)
     return thumbnail
 
 

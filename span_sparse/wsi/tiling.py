@@ -9,6 +9,8 @@ Taking the mask pixel at the cell's centre instead loses thin tissue and shifts 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,12 +21,9 @@ from span_sparse.wsi.tissue_settings import TissueMask
 def tissue_area_px0(tissue: TissueMask, lattice: Lattice, width_px0: int, height_px0: int) -> NDArray[np.int64]:
     """Tissue in each whole cell of the slide, in level-0 pixels, `[rows, cols]`; a full cell has `step_px0²`."""
     rows, cols = lattice.shape(width_px0, height_px0)
-    mask_rows, mask_cols = tissue.mask.shape
-    integral = np.zeros((mask_rows + 1, mask_cols + 1), dtype=np.int64)
-    integral[1:, 1:] = tissue.mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
-    along_rows = _at_edges(integral, np.arange(rows + 1) * lattice.step_px0, tissue.scale_px0)
-    at_corners = _at_edges(along_rows.T, np.arange(cols + 1) * lattice.step_px0, tissue.scale_px0).T
-    return np.diff(np.diff(at_corners, axis=0), axis=1)
+    rows_px0, cols_px0 = np.arange(rows + 1) * lattice.step_px0, np.arange(cols + 1) * lattice.step_px0
+    along_rows = _areas(tissue.mask, rows_px0, tissue.scale_px0)  # (rows, mask columns)
+    return _areas(along_rows.T, cols_px0, tissue.scale_px0).T
 
 
 def tissue_cells(
@@ -51,9 +50,20 @@ def tissue_cells(
     return np.argwhere(area_px0 >= min_fraction * lattice.step_px0**2).astype(np.int32)
 
 
-def _at_edges(integral: NDArray[np.int64], edges_px0: NDArray[np.int64], scale_px0: int) -> NDArray[np.int64]:
-    """Rows of an integral image at level-0 positions between its nodes, times `scale_px0`."""
+def _areas(
+    values: NDArray[np.bool_] | NDArray[np.int64], edges_px0: NDArray[np.int64], scale_px0: int
+) -> NDArray[np.int64]:
+    """Integral of the rows of mask pixels between consecutive level-0 edges, `[edges - 1, columns]`.
+
+    The integral image is needed at the two nodes around each edge only, so what lies between those nodes is summed in
+    one go; an integral of the whole mask has eight times its bytes, twice.
+    """
     node, rest_px0 = np.divmod(edges_px0, scale_px0)
-    following = np.minimum(node + 1, integral.shape[0] - 1)
-    slope = integral[following] - integral[node]
-    return integral[node] * scale_px0 + rest_px0[:, None] * slope
+    following = np.minimum(node + 1, len(values))
+    nodes = np.unique(np.concatenate([node, following]))
+    integral = np.zeros((len(nodes), values.shape[1]), dtype=np.int64)
+    sums = [values[start:stop].sum(axis=0, dtype=np.int64) for start, stop in pairwise(nodes.tolist())]
+    if sums:
+        integral[1:] = np.cumsum(sums, axis=0)
+    before, behind = integral[np.searchsorted(nodes, node)], integral[np.searchsorted(nodes, following)]
+    return np.diff(before * scale_px0 + rest_px0[:, None] * (behind - before), axis=0)

@@ -25,6 +25,7 @@ from span_sparse.grid import Lattice
 from span_sparse.wsi.artefacts import folds, ink
 from span_sparse.wsi.focus import out_of_focus
 from span_sparse.wsi.reader import SlideReader
+from span_sparse.wsi.strips import in_strips
 from span_sparse.wsi.thumbnail import read_thumbnail, thumbnail_shape
 from span_sparse.wsi.tissue_colour import saturated, stained
 from span_sparse.wsi.tissue_file import mask_from_file
@@ -140,9 +141,17 @@ def _cleaned(mask: NDArray[np.bool_], mpp: float, settings: TissueSettings) -> N
 def _drop_small(mask: NDArray[np.bool_], min_pixels: float, *, keep_at_border: bool = False) -> NDArray[np.bool_]:
     """Without the 4-connected components of fewer than `min_pixels` pixels; those cut by the border may be larger."""
     components = np.asarray(label(mask, connectivity=1))
-    keep = np.bincount(components.ravel()) >= min_pixels
+    num_components = int(components.max(initial=0)) + 1
+    parts = in_strips(lambda strip: np.bincount(components[strip].ravel(), minlength=num_components), len(mask))
+    keep = np.sum(parts, axis=0) >= min_pixels
     if keep_at_border:
         border = (components[0], components[-1], components[:, 0], components[:, -1])
         keep[np.unique(np.concatenate(border))] = True
     keep[0] = False
-    return keep[components]
+    kept = np.empty(mask.shape, dtype=np.bool_)
+
+    def look_up(strip: slice) -> None:
+        kept[strip] = keep[components[strip]]
+
+    in_strips(look_up, len(mask))
+    return kept

@@ -18,10 +18,11 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, median_filter
+from scipy.ndimage import gaussian_filter
 from skimage.color import rgb_from_hed
 from skimage.filters import apply_hysteresis_threshold, threshold_otsu
 
+from span_sparse.wsi.strips import in_strips
 from span_sparse.wsi.tissue_settings import TissueSettings
 
 DARKEST_WHITE: Final = 200
@@ -36,15 +37,54 @@ BLOCK_ROWS: Final = 256
 
 def saturated(rgb: NDArray[np.uint8], settings: TissueSettings) -> tuple[NDArray[np.bool_], float]:
     """Mask `[rows, cols]` of an RGB picture `[rows, cols, 3]`, and the threshold of the saturation (0 to 1)."""
-    brightest = rgb.max(axis=2)
-    spread = brightest - rgb.min(axis=2)
-    saturation = (spread.astype(np.float32) / np.maximum(brightest, 1) * 255).astype(np.uint8)
-    saturation[brightest < settings.value_floor * 255] = 0
-    saturation = median_filter(saturation, size=3)
-    is_uniform = saturation.min() == saturation.max()  # then Otsu returns that value, and nothing is above it
-    otsu = 0.0 if is_uniform else float(threshold_otsu(saturation)) / 255
+    table = _saturation_table(settings.value_floor)
+    saturation = np.empty(rgb.shape[:2], dtype=np.uint8)
+
+    def smooth(strip: slice) -> NDArray[np.int64]:
+        top, bottom = max(strip.start - 1, 0), min(strip.stop + 1, len(rgb))
+        red, green, blue = (rgb[top:bottom, :, channel] for channel in range(3))
+        brightest = np.maximum(np.maximum(red, green), blue)
+        values = table[brightest, brightest - np.minimum(np.minimum(red, green), blue)]
+        beyond = int(top == strip.start), int(bottom == strip.stop)  # rows that the picture does not have
+        saturation[strip] = median_of_9(np.pad(values, (beyond, (1, 1)), mode="symmetric"))
+        return np.bincount(saturation[strip].ravel(), minlength=256)
+
+    counts = np.sum(in_strips(smooth, len(rgb)), axis=0)
+    levels = np.flatnonzero(counts)
+    is_uniform = len(levels) == 1  # then Otsu returns that value, and nothing is above it
+    histogram = counts[levels[0] : levels[-1] + 1], np.arange(levels[0], levels[-1] + 1)
+    otsu = 0.0 if is_uniform else float(threshold_otsu(hist=histogram)) / 255
     threshold = min(max(otsu, settings.saturation_floor), settings.saturation_ceiling)
     return saturation > threshold * 255, threshold
+
+
+def _saturation_table(value_floor: float) -> NDArray[np.uint8]:
+    """Saturation from 0 to 255 by brightest channel and difference to the darkest, `[256, 256]`; 0 for near-black."""
+    brightest, spread = np.arange(256)[:, None], np.arange(256, dtype=np.float32)
+    table = np.clip(spread / np.maximum(brightest, 1).astype(np.uint8) * 255, 0, 255).astype(np.uint8)
+    table[brightest[:, 0] < value_floor * 255] = 0
+    return table
+
+
+def median_of_9(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Median of each pixel and its eight neighbours, `[rows - 2, cols - 2]`.
+
+    The median of nine is that of three: the largest of the columns' minima, the median of their medians, the smallest
+    of their maxima. Each is a few operations on whole rows, where a general rank filter sorts for every pixel.
+    """
+    low, middle, high = _sorted3(values[:-2], values[1:-1], values[2:])
+    largest_low = np.maximum(np.maximum(low[:, :-2], low[:, 1:-1]), low[:, 2:])
+    smallest_high = np.minimum(np.minimum(high[:, :-2], high[:, 1:-1]), high[:, 2:])
+    median = _sorted3(middle[:, :-2], middle[:, 1:-1], middle[:, 2:])[1]
+    return _sorted3(largest_low, median, smallest_high)[1]
+
+
+def _sorted3(
+    first: NDArray[np.uint8], second: NDArray[np.uint8], third: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    middle = np.minimum(high, third)
+    return np.minimum(low, middle), np.maximum(low, middle), np.maximum(high, third)
 
 
 def stained(rgb: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float]:

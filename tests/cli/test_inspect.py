@@ -88,7 +88,7 @@ def test_all_sources_tissue_settings_and_artefacts_are_shown(tmp_path, capsys):
     ("mpp", "options", "expected"),
     [
         (0.5, [], "level 0, as it is"),
-        (0.25, [], "level 0, reduced 2 times (lanczos)"),
+        (0.25, [], "level 0, reduced 2 times (box, lanczos)"),
         (0.51, [], "level 0, enlarged 1.0"),
         (2.0, ["--allow-upsampling"], "level 0, enlarged 4 times (lanczos)"),
     ],

@@ -12,6 +12,7 @@ from span_sparse.errors import MppError, SlideError
 from span_sparse.grid import BoxPx0
 from span_sparse.wsi import open_slide, pick_level, read_thumbnail
 from span_sparse.wsi.openslide_reader import OpenSlideReader
+from span_sparse.wsi.reader import resampling
 
 
 class FakeHandle:
@@ -293,3 +294,40 @@ def test_aperio_pixels_equal_openslides_own(real_slides):
         assert slide.objective_power == 20
         region = slide.read_region(BoxPx0(701, 1303, 701 + 224, 1303 + 224), 224)
         np.testing.assert_array_equal(region, np.asarray(oracle.read_region((701, 1303), 0, (224, 224)))[..., :3])
+
+
+def detailed(rows: int, cols: int) -> np.ndarray:
+    """Noise over blobs, as in tissue."""
+    random = np.random.default_rng(3)
+    coarse = random.normal(0, 30, (-(-rows // 8), -(-cols // 8))).repeat(8, axis=0).repeat(8, axis=1)[:rows, :cols]
+    return (150 + coarse[..., None] + random.normal(0, 12, (rows, cols, 3))).clip(0, 255).astype(np.uint8)
+
+
+def test_a_reduction_by_a_whole_number_is_the_mean_of_whole_pixels(make_slide):
+    picture = detailed(420, 420)
+    means = picture.reshape(210, 2, 210, 2, 3).mean(axis=(1, 3))
+    with open_slide(make_slide([picture])) as slide:
+        for x, y in ((0, 0), (3, 7), (40, 200)):  # also from an odd pixel on
+            found = slide.read_region(BoxPx0(x, y, x + 60, y + 60), 30)
+            expected = picture[y : y + 60, x : x + 60].reshape(30, 2, 30, 2, 3).mean(axis=(1, 3))
+            assert np.abs(found - expected).max() <= 0.5
+        np.testing.assert_allclose(slide.read_region(BoxPx0(0, 0, 420, 420), 210), means, atol=0.5)
+        small = slide.read_region(BoxPx0(0, 0, 60, 60), 20)  # three times
+        np.testing.assert_allclose(
+            small, picture[:60, :60].reshape(20, 3, 20, 3, 3).mean(axis=(1, 3)), atol=0.6
+        )  # Pillow rounds coarsely there
+
+
+@pytest.mark.parametrize(("edge", "filters"), [(59, "lanczos"), (70, "box, lanczos"), (119, "box, lanczos")])
+def test_other_reductions_are_close_to_one_filter(make_slide, edge, filters):
+    """Factors 1.97, 2.33 and 3.97 against Pillow's LANCZOS in one step; without the second step they are far off."""
+    picture = detailed(260, 260)
+    with open_slide(make_slide([picture])) as slide:
+        assert resampling(slide, edge / 30) == filters
+        found = slide.read_region(BoxPx0(41, 52, 41 + edge, 52 + edge), 30).astype(float)
+    crop = Image.fromarray(picture[52 : 52 + edge, 41 : 41 + edge])
+    one_step = np.asarray(crop.resize((30, 30), Image.Resampling.LANCZOS)).astype(float)
+    nearest = np.asarray(crop.resize((30, 30), Image.Resampling.NEAREST)).astype(float)
+    difference, spread = np.sqrt(((found - one_step) ** 2).mean()), one_step.std()
+    assert difference < (0.2 * spread if "box" in filters else 1e-9)
+    assert difference < 0.4 * np.sqrt(((nearest - one_step) ** 2).mean())

@@ -133,7 +133,12 @@ def _network(
     allow_download: bool,
 ) -> TorchEncoder:
     from span_sparse.extract.encoders.finding import find_weights
-    from span_sparse.extract.encoders.torch_encoder import TorchEncoder, check_settings, stored_precision
+    from span_sparse.extract.encoders.torch_encoder import (
+        TorchEncoder,
+        check_settings,
+        computed_precision,
+        stored_precision,
+    )
     from span_sparse.extract.encoders.weights import NetworkOf, WeightsFile, check_weights
 
     check_settings(device, precision)
@@ -150,4 +155,6 @@ def _network(
         mpp=spec.mpp if mpp is None else mpp,
         precision=stored_precision(precision),
     )
-    return TorchEncoder(identity, spec.transform, NetworkOf(spec.name, file), device, precision)
+    return TorchEncoder(
+        identity, spec.transform, NetworkOf(spec.name, file, computed_precision(precision)), device, precision
+    )

@@ -1,10 +1,12 @@
-"""How does a torch network become a `PatchEncoder`?
+"""A torch network as a `PatchEncoder`.
 
 patches → device → transform → network → finite? → float32. The pieces a network cannot promise by itself:
 
 * *The same vector whatever the batch.* Libraries choose another kernel, with another order of additions, for another
   batch size. Patches therefore go through the network in chunks of one fixed size, the last one padded with black: the
   shapes, and with them the kernels, are always the same. What is left is rounding.
+* *A device that never waits.* Chunks are copied, computed and fetched at once (`network_stream`); a call is one
+  batch through such a stream, the engine keeps several batches in it.
 * *Cheap to send.* A worker process receives how to load the network, not the network; it loads when the first patch
   comes.
 * *No garbage in the store.* float16 arithmetic overflows on some networks; the patch that does is named, not stored.
@@ -16,19 +18,21 @@ that is fast (CUDA autocast), float32 on a CPU: both round to the same stored fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from span_sparse.errors import ConfigError
-from span_sparse.extract.encoder import check_patches
+from span_sparse.extract.encoders.cuda_transport import CudaTransport
+from span_sparse.extract.encoders.network_stream import HostTransport, NetworkStream, Transport
 from span_sparse.extract.encoders.transform import Transform
 from span_sparse.float32 import exact_convolutions
 from span_sparse.types import EncoderIdentity
@@ -36,7 +40,23 @@ from span_sparse.types import EncoderIdentity
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
 
 _CHUNK: Final = {"cuda": 64, "cpu": 8}
-"""Patches in the network at a time. Part of the arithmetic: another size is another rounding."""
+"""Patches in the network at a time. Part of the arithmetic: another size is another rounding.
+
+On an H200 a ViT-L reaches 0.97 of its own best speed at 64, and a slide's last chunk is padded by 32 patches on
+average; 256 would waste 128 patches a slide for the rest.
+"""
+
+
+_AUTOCAST: Final[dict[str, dict[str, torch.dtype]]] = {
+    "float32": {},
+    "float16": {"cuda": torch.float16},
+    "bfloat16": {"cuda": torch.bfloat16, "cpu": torch.bfloat16},
+}
+
+
+def computed_precision(precision: str) -> Mapping[str, torch.dtype]:
+    """The dtype in which matrix products of a precision are computed, by device type; float32 where there is none."""
+    return _AUTOCAST[precision]
 
 
 def stored_precision(precision: str) -> str:
@@ -67,7 +87,7 @@ class TorchEncoder:
     device: str = "cpu"
     compute: str = "float32"
     chunk: int | None = None
-    _network: Callable[[Tensor], Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+    _stream: NetworkStream | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_settings(self.device, self.compute)
@@ -79,13 +99,13 @@ class TorchEncoder:
             )
 
     def __getstate__(self) -> tuple[object, ...]:
-        """Everything but the network, which every process loads for itself."""
+        """Everything but the stream with its network, which every process loads for itself."""
         return self.identity, self.transform, self.load, self.device, self.compute, self.chunk
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
         """A copy that has loaded nothing yet."""
         names = ("identity", "transform", "load", "device", "compute", "chunk")
-        for name, value in zip((*names, "_network"), (*state, None), strict=True):
+        for name, value in zip((*names, "_stream"), (*state, None), strict=True):
             setattr(self, name, value)
 
     def __call__(self, patches: NDArray[np.uint8], /) -> NDArray[np.float32]:
@@ -101,51 +121,46 @@ class TorchEncoder:
             ValueError: another shape or dtype.
             ConfigError: the weights cannot be loaded, or a vector is not finite; the message names the patch.
         """
-        check_patches(patches, self.identity.input_size_px)
-        device = torch.device(self.device)
-        size = self.chunk or _CHUNK[device.type]
-        output = np.empty((len(patches), self.identity.dimension), dtype=np.float32)
-        with torch.inference_mode(), _exact_convolutions():
-            network = self._network = self._network or self.load(device)
-            for start in range(0, len(patches), size):
-                part = patches[start : start + size]
-                vectors = self._encode(network, part, size, device)
-                self._refuse_non_finite(vectors, start)
-                output[start : start + len(part)] = vectors.numpy()
-        return output
+        stream = self._stream = self._stream or self.encoding_stream()
+        stream.submit(patches)
+        return stream.collect()
 
-    def _encode(
-        self, network: Callable[[Tensor], Tensor], part: NDArray[np.uint8], size: int, device: torch.device
-    ) -> Float[Tensor, "patches channels"]:
-        pixels = torch.zeros((size, *part.shape[1:]), dtype=torch.uint8, pin_memory=device.type == "cuda")
-        pixels[: len(part)] = torch.from_numpy(np.ascontiguousarray(part))
-        inputs = self.transform(pixels.to(device, non_blocking=True))
-        with self._autocast(device):
-            vectors = network(inputs)
-        expected = [size, self.identity.dimension]
+    def encoding_stream(self) -> NetworkStream:
+        """A stream of batches with a network of its own; nothing is loaded yet."""
+        return NetworkStream(self.identity, self._chunk_size, self._open_transport)
+
+    @property
+    def _chunk_size(self) -> int:
+        return self.chunk or _CHUNK[torch.device(self.device).type]
+
+    def _open_transport(self) -> Transport:
+        device = torch.device(self.device)
+        shape = (self._chunk_size, self.identity.input_size_px, self.identity.input_size_px, 3)
+        with torch.inference_mode():
+            compute = partial(self._compute, self.load(device), device)
+        if device.type == "cuda":
+            return CudaTransport(compute, shape, self.identity.dimension, device)
+        return HostTransport(compute, shape)
+
+    def _compute(
+        self, network: Callable[[Tensor], Tensor], device: torch.device, pixels: UInt8[Tensor, "chunk edge edge 3"]
+    ) -> Float[Tensor, "chunk channels"]:
+        with torch.inference_mode(), _exact_convolutions():
+            inputs = self.transform(pixels)
+            with self._autocast(device):
+                vectors = network(inputs)
+        expected = [len(pixels), self.identity.dimension]
         found = list(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
         if found != expected:
             raise ConfigError(
-                f"the encoder {self.identity.name} gives {found} for {size} patches, expected vectors {expected}; "
-                "these are the weights or the program of another encoder"
+                f"the encoder {self.identity.name} gives {found} for {len(pixels)} patches, expected vectors "
+                f"{expected}; these are the weights or the program of another encoder"
             )
-        return vectors[: len(part)].float().cpu()
+        return vectors
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        if self.compute == "bfloat16":
-            return torch.autocast(device.type, torch.bfloat16)
-        if self.compute == "float16" and device.type == "cuda":
-            return torch.autocast(device.type, torch.float16)
-        return nullcontext()
-
-    def _refuse_non_finite(self, vectors: Float[Tensor, "patches channels"], start: int) -> None:
-        stored = vectors.to(getattr(torch, self.identity.precision))
-        bad = (~torch.isfinite(stored).all(dim=1)).nonzero()
-        if len(bad):
-            raise ConfigError(
-                f"the encoder {self.identity.name} gives no finite {self.identity.precision} vector for patch "
-                f"{start + int(bad[0])} of the batch; try --precision float32"
-            )
+        dtype = computed_precision(self.compute).get(device.type)
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def check_settings(device: str, precision: str) -> None:

@@ -1,4 +1,4 @@
-"""What happens to a patch before the network sees it?
+"""From a patch to the input of a network.
 
 uint8 → resize → centre crop → [0, 1] → subtract the mean, divide by the standard deviation: the four steps of a model
 card, on the device where the network is.
@@ -8,19 +8,24 @@ that widens when it shrinks, weights of 22 bits, a horizontal pass rounded to wh
 rounded again. `torch.nn.functional.interpolate` does not widen unless asked and does not round; even asked and rounded
 it is up to two grey levels off, because common sizes (256 to 224) make ties of exactly one half. Here each pass is a
 matrix product of whole numbers, which float64 adds without error in any order: the same bits as Pillow on any device.
+On a GPU one kernel computes the same whole numbers as integers (`resize_kernel`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from span_sparse.extract.encoders.resize_kernel import Taps
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -59,6 +64,9 @@ class Transform:
         Returns:
             float32 `[batch, 3, crop_px, crop_px]`, contiguous, on the same device.
         """
+        edge = patches.shape[1]
+        if patches.is_cuda and self.resize_px not in (None, edge) and _has_triton():
+            return self._in_one_kernel(patches, self.resize_px or edge)
         pixels = patches.permute(0, 3, 1, 2).float()  # (batch, 3, edge, edge)
         if self.resize_px is not None and self.resize_px != pixels.shape[-1]:
             weights = torch.from_numpy(_weights(pixels.shape[-1], self.resize_px, self.interpolation)).to(pixels.device)
@@ -68,6 +76,35 @@ class Transform:
         pixels = pixels[..., start : start + self.crop_px, start : start + self.crop_px]
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
         return ((pixels / 255 - mean) / std).contiguous()
+
+    def _in_one_kernel(self, patches: UInt8[Tensor, "patches height width 3"], resize_px: int) -> Tensor:
+        from span_sparse.extract.encoders.resize_kernel import resize
+
+        taps = _taps(patches.shape[1], resize_px, self.interpolation, patches.device)
+        return resize(patches.contiguous(), taps, self.crop_px, _normalised(self.mean, self.std, patches.device))
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether kernels can be compiled; torch for CUDA brings Triton along on Linux."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _taps(size_from: int, size_to: int, interpolation: Interpolation, device: torch.device) -> Taps:
+    from span_sparse.extract.encoders.resize_kernel import Taps
+
+    return Taps.of(_weights(size_from, size_to, interpolation), device)
+
+
+@cache
+def _normalised(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> Float[Tensor, "3 256"]:
+    """What each grey level of each channel becomes."""
+    grey = torch.arange(256, device=device).float().expand(3, 256)
+    means, stds = (torch.tensor(values, device=device)[:, None] for values in (mean, std))
+    return (grey / 255 - means) / stds
 
 
 def _rounded(sums: Tensor) -> Tensor:

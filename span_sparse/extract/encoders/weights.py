@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
@@ -75,10 +76,12 @@ class NetworkOf:
     Attributes:
         name: of the row.
         weights: the file.
+        precision: of the arithmetic on each device type, where autocast makes it another than float32.
     """
 
     name: str
     weights: WeightsFile
+    precision: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def __call__(self, device: torch.device) -> Any:
         """The function from inputs to vectors, on a device.
@@ -88,8 +91,21 @@ class NetworkOf:
         """
         spec = SPECS[self.name]
         self.weights.check_unchanged()
-        network = load_network(spec, self.weights.path).to(device)
+        network = cast_once(load_network(spec, self.weights.path), self.precision.get(device.type)).to(device)
         return lambda inputs: spec.read(network, inputs)
+
+
+def cast_once(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The network with the weights that autocast would cast at every call cast for good; the same vectors.
+
+    Autocast keeps casts only of weights that are trained. Without this every chunk reads all weights in float32 and
+    writes them in half precision, 1.8 GB for a ViT-L.
+    """
+    if dtype is not None:
+        for module in network.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.to(dtype)
+    return network
 
 
 def load_network(spec: EncoderSpec, path: Path) -> nn.Module:

@@ -145,7 +145,7 @@ def test_pickling_takes_the_recipe_not_the_network(patches) -> None:
     copy = pickle.loads(pickle.dumps(made))
     assert copy == made
     assert len(pickle.dumps(made)) < 2000
-    assert copy._network is None
+    assert copy._stream is None
     assert copy(patches(3, 16)).tobytes() == first.tobytes()
 
 

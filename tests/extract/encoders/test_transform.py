@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +66,44 @@ def test_crops_the_centre_by_hand() -> None:
 
 def test_an_empty_batch_stays_empty() -> None:
     assert Transform(8, 4, "bicubic", **IMAGENET)(torch.zeros((0, 16, 16, 3), dtype=torch.uint8)).shape == (0, 3, 4, 4)
+
+
+KERNEL = """
+import numpy as np, torch
+from span_sparse.extract.encoders.resize_kernel import Taps, resize
+from span_sparse.extract.encoders.transform import Transform, _normalised, _weights
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+random = np.random.default_rng(0)
+for edge, resize_px, crop_px, filter in [
+    (64, 56, 56, "bilinear"), (72, 64, 48, "bicubic"), (40, 56, 51, "bicubic"), (96, 37, 37, "bicubic"),
+    (50, 28, 17, "bilinear"), (8, 3, 3, "bilinear"),
+]:
+    patches = torch.from_numpy(random.integers(0, 256, (3, edge, edge, 3), dtype=np.uint8))
+    patches[0] = torch.where(patches[0] > 128, 255, 0)  # where a bicubic filter leaves the grey levels
+    taps = Taps.of(_weights(edge, resize_px, filter), torch.device("cpu"))
+    found = resize(patches, taps, crop_px, _normalised(MEAN, STD, torch.device("cpu")))
+    assert torch.equal(found, Transform(resize_px, crop_px, filter, MEAN, STD)(patches)), (edge, resize_px, filter)
+print("equal")
+"""
+
+
+def test_the_kernel_of_gpus_gives_the_same_bits() -> None:
+    """In Triton's interpreter, which must be switched on before Triton is imported."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed: pip install triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", KERNEL]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.stdout == "equal\n", done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sizes", [(256, 224, 224), (512, 448, 448), (300, 256, 224), (97, 131, 131)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_gpu_gives_the_bits_of_the_cpu(sizes, interpolation) -> None:
+    edge, resize_px, crop_px = sizes
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, edge, edge, 3), dtype=np.uint8))
+    transform = Transform(resize_px, crop_px, interpolation, **IMAGENET)
+    assert torch.equal(transform(batch.cuda()).cpu(), transform(batch))

@@ -13,6 +13,7 @@ from span_sparse.errors import ConfigError
 from span_sparse.extract.encoders.catalogue import SPECS
 from span_sparse.extract.encoders.weights import (
     WeightsFile,
+    cast_once,
     check_against_config,
     load_network,
     read_tensors,
@@ -165,3 +166,15 @@ def test_a_contradicting_configuration_is_refused(file: str, content, key: str, 
 def test_other_configurations_are_no_obstacle(content: str, tmp_path) -> None:
     (tmp_path / "config.json").write_text(content)
     check_against_config(SPECS["uni_v1"], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["uni_v1", "virchow2", "conch_v1", "ctranspath", "resnet50"])
+def test_weights_cast_once_give_the_vectors_of_weights_cast_at_every_call(name, small, random_weights, patches) -> None:
+    spec = small(name)
+    network = random_weights(spec).requires_grad_(False)
+    inputs = spec.transform(torch.from_numpy(patches(3, spec.input_size_px)))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = spec.read(network, inputs)
+        found = spec.read(cast_once(network, torch.bfloat16), inputs)
+    assert any(weight.dtype == torch.bfloat16 for weight in network.parameters())
+    assert torch.equal(found, expected)
