@@ -8,8 +8,8 @@ was collated, and everything that reaches torch's dispatcher is counted:
 * operations whose result the host must see before it goes on are synchronisations;
 * spconv's calls for maps, which wait for the device by themselves, are counted apart.
 
-What is counted is what this code asks for: a sort is one operation here and several kernels on a GPU, and under autocast
-the casts of weights come on top where its cache does not hold them.
+What is counted is what this code asks for: a sort is one operation here and several kernels on a GPU, and under
+autocast the casts of weights come on top where its cache does not hold them.
 """
 
 from __future__ import annotations

@@ -105,7 +105,9 @@ def _per_head(rows: Tensor, num_heads: int) -> Float[Tensor, "heads rows head_ch
     return rows.flatten(0, 1).unflatten(-1, (num_heads, -1)).transpose(0, 1)
 
 
-def _per_row(rows: Float[Tensor, "heads rows channels"], shape: Sequence[int]) -> Float[Tensor, "slides columns channels"]:
+def _per_row(
+    rows: Float[Tensor, "heads rows channels"], shape: Sequence[int]
+) -> Float[Tensor, "slides columns channels"]:
     """One row a slide, global and head of what `_per_head` began; `shape` is that of the globals."""
     num_slides, num_globals, _ = shape
     return rows.unflatten(1, (num_slides, num_globals)).permute(1, 2, 0, 3).flatten(1, 2)

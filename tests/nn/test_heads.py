@@ -141,6 +141,6 @@ def test_gradcheck(kind) -> None:
     leaves = [rows.requires_grad_() for stage in stages for rows in stage[:2]]
 
     def outputs(*rows: Tensor) -> Tensor:
-        return head([StageOutput(rows[0], rows[1], None), StageOutput(rows[2], rows[3], None)], COUNTS)
+        return head([StageOutput(rows[0], rows[1], None), StageOutput(rows[2], rows[3], None)], SITES)
 
     assert torch.autograd.gradcheck(outputs, leaves, fast_mode=True)
