@@ -13,20 +13,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 
 def switches() -> dict[str, bool]:
     """Whether torch computes float32 with TF32 on CUDA: `matmul` (cuBLAS) and `cudnn` (convolutions)."""
-    matmul: Any = torch.backends.cuda.matmul
     convolution: Any = getattr(torch.backends.cudnn, "conv", None)
-    by_name = hasattr(matmul, "fp32_precision")  # torch 2.9 and newer
     return {
-        "matmul": matmul.fp32_precision == "tf32" if by_name else bool(matmul.allow_tf32),
+        "matmul": product_precision() == "tf32",
         "cudnn": bool(_allow_tf32()) if convolution is None else convolution.fp32_precision == "tf32",
     }
+
+
+def product_precision() -> Literal["tf32", "ieee"]:
+    """How float32 matrix products are computed on CUDA; our kernels follow it."""
+    matmul: Any = torch.backends.cuda.matmul
+    by_name = hasattr(matmul, "fp32_precision")  # torch 2.9 and newer
+    return "tf32" if (matmul.fp32_precision == "tf32" if by_name else matmul.allow_tf32) else "ieee"
 
 
 def off_by_default() -> None:

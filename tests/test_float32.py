@@ -16,7 +16,13 @@ NEWER = pytest.mark.skipif(not hasattr(CUDNN, "conv"), reason="torch before 2.9 
 
 @pytest.fixture(autouse=True)
 def _switches_as_torch_starts() -> Iterator[None]:
+    """Before each test too: a command that ran in this process has turned some off."""
+    _reset()
     yield
+    _reset()
+
+
+def _reset() -> None:
     torch.set_float32_matmul_precision("highest")
     if hasattr(CUDNN, "conv"):
         for level in (torch.backends, CUDNN, torch.backends.cuda.matmul):

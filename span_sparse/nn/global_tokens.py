@@ -88,7 +88,7 @@ def _statistic(
     if kind == "mean":
         return mean
     variance = slide_mean((rows - to_rows(mean, sites)).square(), sites)
-    counts = sites.offsets.diff().unsqueeze(1)
+    counts = sites.offsets.diff().unsqueeze(1).to(variance.dtype)
     variance = variance * (counts / (counts - 1).clamp(min=1))  # unbiased; of one patch zero
     varies = variance > 0  # the root has no slope at zero
     return torch.where(varies, variance, 1).sqrt() * varies

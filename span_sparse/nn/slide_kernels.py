@@ -6,6 +6,7 @@ the pieces of slides in blocks without a gap: where a sum over a slide is split,
 """
 
 # pyright: reportUnknownParameterType=none, reportMissingParameterType=none
+# pyright: reportArgumentType=none, reportCallIssue=none, reportPossiblyUnboundVariable=none
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from span_sparse.float32 import product_precision
 from span_sparse.sparse.launching import launch
 
 _ROWS = 64
@@ -251,7 +253,7 @@ def launch_matmul(rows: Tensor, matrices: Tensor, slides: Tensor, dtype: torch.d
     constants = {
         "width": width, "columns": columns, "stride_row": rows.stride(0), "stride_slide": stride_slide,
         "stride_column": stride_column, "stride_width": stride_width, "slide_stride": slides.stride(0),
-        "ROWS": _ROWS, "COLUMNS": block, "WIDTH": _block(width, 64), "PRECISION": precision(),
+        "ROWS": _ROWS, "COLUMNS": block, "WIDTH": _block(width, 64), "PRECISION": product_precision(),
     }  # fmt: skip
     launch(_matmul, grid, (rows, matrices, slides, output, num_rows), constants)
     return output
@@ -301,7 +303,7 @@ def _summed(
     sizes = {"num_weights": num_weights, "width": width}
     constants = sizes | {
         "stride_row": rows.stride(0), "slide_stride": slides.stride(0), "SCORES": log_sums is not None,
-        "ROWS": _ROWS, "WEIGHTS": columns, "WIDTH": depth, "PRECISION": precision(),
+        "ROWS": _ROWS, "WEIGHTS": columns, "WIDTH": depth, "PRECISION": product_precision(),
     }  # fmt: skip
     launch(_outer, grid, (weights, unused, rows, slides, offsets, parts, num_rows, block), constants)
     output = torch.empty(num_slides, num_weights, width, dtype=torch.float32, device=rows.device)
@@ -319,18 +321,13 @@ def launch_outer(weights: Tensor, rows: Tensor, slides: Tensor, offsets: Tensor)
     return _summed(weights.contiguous(), None, _unit_stride(rows), slides, offsets)
 
 
-def precision() -> str:
-    """How products of float32 are rounded: as torch's own switch says."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
 def _shape(rows: Tensor, columns: int, slides: Tensor) -> dict[str, Any]:
     """Compile-time values of the kernels with one tile of columns."""
     width = rows.shape[1]
     return {
         "width": width, "columns": columns, "stride_row": rows.stride(0), "slide_stride": slides.stride(0),
         "ROWS": _ROWS, "COLUMNS": max(16, triton.next_power_of_2(columns)), "WIDTH": _block(width, 64),
-        "PRECISION": precision(),
+        "PRECISION": product_precision(),
     }  # fmt: skip
 
 

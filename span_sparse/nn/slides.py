@@ -309,14 +309,19 @@ def slide_mean(rows: Float[Tensor, "tokens width"], sites: SparseSites) -> Float
 
 
 def slide_max(rows: Float[Tensor, "tokens width"], sites: SparseSites) -> Float[Tensor, "slides width"]:
-    """The largest entry of every column of a slide's rows."""
+    """The largest entry of every column of a slide's rows; where several are, the gradient goes to the first."""
     if not current_execution(rows.device).operators:
-        return torch.stack([slide.amax(dim=0) for slide in rows.split(sites.counts)])
+        return torch.stack([slide.max(dim=0).values for slide in rows.split(sites.counts)])
     if sites.num_slides == 1:
-        return rows.amax(dim=0, keepdim=True)
-    index = sites.coords[:, :1].long().expand_as(rows)
-    start = rows.new_full((sites.num_slides, rows.shape[1]), -torch.inf)
-    return start.scatter_reduce(0, index, rows, "amax", include_self=False)
+        return rows.max(dim=0, keepdim=True).values
+    slide = sites.coords[:, :1].long().expand_as(rows)
+    with torch.no_grad():
+        start = rows.new_full((sites.num_slides, rows.shape[1]), -torch.inf)
+        top = start.scatter_reduce(0, slide, rows, "amax", include_self=False)
+        number = torch.arange(len(rows), device=rows.device).unsqueeze(1)
+        candidates = torch.where(rows == top.gather(0, slide), number, len(rows) - 1)
+        first = top.new_full(top.shape, len(rows) - 1, dtype=torch.long).scatter_reduce(0, slide, candidates, "amin")
+    return rows.gather(0, first)
 
 
 def to_rows(values: Float[Tensor, "slides width"], sites: SparseSites) -> Float[Tensor, "tokens width"]:

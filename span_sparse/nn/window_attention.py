@@ -74,7 +74,8 @@ def packed_attention(
     num_tokens, _, *shape = qkv.shape
     if choose(qkv.device, qkv.dtype, (num_tokens, *shape), windows.window_size) == "fused":
         return fused_attention(qkv, bias, windows, reach)
-    return window_attention(*qkv.unbind(1), bias, windows, reach)
+    q, k, v = qkv.unbind(1)
+    return window_attention(q, k, v, bias, windows, reach)
 
 
 def choose(

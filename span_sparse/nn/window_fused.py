@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from span_sparse.float32 import product_precision
 from span_sparse.nn.positions import expanded_bias
 from span_sparse.sparse import KernelMap, SparseSites, WindowMaps
 from span_sparse.sparse.operators import has_kernels, operator
@@ -158,7 +159,7 @@ def _tile(qkv: Tensor, bias: Tensor | None, window_size: int, reach: str) -> tup
     shape = {
         "HEADS": heads, "CHANNELS": channels, "SIDE": window_size, "REACH": REACHES[reach],
         "HAS_BIAS": bias is not None, "BLOCK_Q": 16, "BLOCK_K": keys, "BLOCK_D": depth,
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "PRECISION": product_precision(),
     }  # fmt: skip
     elements = keys * depth * qkv.element_size()
     return shape, 1 if elements <= 2**13 else 2 if elements <= 2**14 else 4
@@ -204,7 +205,8 @@ def _plain_backward(
 ) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         leaves = [qkv.detach().requires_grad_(), *(() if bias is None else (bias.detach().requires_grad_(),))]
-        output, _ = _plain_forward(leaves[0], *(leaves[1:] or [None]), tokens, cells, window_size, reach)
+        leaf_bias = None if bias is None else leaves[1]
+        output, _ = _plain_forward(leaves[0], leaf_bias, tokens, cells, window_size, reach)
         dqkv, *rest = torch.autograd.grad(output, leaves, grad)
     return dqkv, rest[0] if rest else grad.new_empty(0)
 

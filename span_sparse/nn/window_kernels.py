@@ -12,6 +12,7 @@ Without a bias to train, the query kernel takes one cell a program.
 """
 
 # pyright: reportUnknownParameterType=none, reportMissingParameterType=none
+# pyright: reportArgumentType=none, reportCallIssue=none
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def _gather(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     total = tl.zeros([ROWS, CHANNELS], tl.float32)
-    for tap in tl.static_range(TAPS):
+    for tap in tl.static_range(TAPS):  # pyright: ignore[reportGeneralTypeIssues]
         source = tl.load(table + row * TAPS + tap, mask=row < num_outputs, other=-1)
         present = (source >= 0)[:, None] & (channel < channels)[None, :]
         values = tl.load(features + source.to(tl.int64)[:, None] * channels + channel, mask=present, other=0.0)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from span_sparse.errors import BatchError
 from span_sparse.models import SpanMil, SpanMilConfig, SpanUnet, SpanUnetConfig
+from span_sparse.nn import execution
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
 import random_slides
@@ -162,13 +163,11 @@ def test_a_decoder_lands_on_the_patches_at_every_depth(up, levels: int) -> None:
 
 
 @pytest.mark.parametrize("name", [*MIL, *UNET])
-def test_gradients_do_not_change_the_answer(name: str, monkeypatch) -> None:
+def test_gradients_do_not_change_the_answer(name: str) -> None:
     """Without them, rows are projected in blocks and heads attended to in groups."""
-    monkeypatch.setattr("span_sparse.nn.pyramid.ROWS_AT_ONCE", 7)
-    monkeypatch.setattr("span_sparse.nn.transformer.ROWS_AT_ONCE", 5)
     slides = [random_slides.random_slide(count, 9, seed) for seed, count in enumerate((23, 6))]
     features, coords = torch.cat([features_of(slide) for slide in slides]), random_slides.batch_of(*slides)
     logits = network_of(name)(features, coords, 2)
-    with torch.no_grad():
+    with torch.no_grad(), execution(rows_at_once=5):
         same(network_of(name)(features, coords, 2), logits)
     assert logits.requires_grad

@@ -159,6 +159,28 @@ def test_global_tokens_start_from_what_they_say() -> None:
     assert torch.equal(result[0, 3], tokens.state_dict()["fixed"][0])
 
 
+@pytest.mark.parametrize("operators", [False, True])
+def test_statistics_equal_those_of_every_slide(operators: bool) -> None:
+    """Values and gradients, with columns whose largest entry is there twice: the first one gets the gradient."""
+    counts = (5, 1, 7)
+    features = torch.randint(-3, 1, (sum(counts), 6)).double().requires_grad_()
+    slides = features.split(counts)
+    expected = [
+        torch.stack([slide.max(dim=0).values for slide in slides]),
+        torch.stack([slide.mean(dim=0) for slide in slides]),
+        torch.stack([slide.std(dim=0) if len(slide) > 1 else 0 * slide[0] for slide in slides]),
+    ]
+    assert any((slide == slide.amax(dim=0)).sum(dim=0).max() > 1 for slide in slides)
+    with execution(operators=operators):
+        result = GlobalTokens(6, ["max", "mean", "std"])(features, random_slides.sites_of(counts))
+    weights = torch.randn(result.shape, dtype=torch.float64)
+    torch.testing.assert_close(result, torch.stack(expected, dim=1), rtol=1e-12, atol=1e-12)
+    ours, theirs = (
+        torch.autograd.grad((tokens * weights).sum(), features)[0] for tokens in (result, torch.stack(expected, dim=1))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_the_choice_follows_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["span_sparse.nn.window_attention"]
     used: list[int] = []
