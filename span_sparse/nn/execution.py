@@ -32,7 +32,7 @@ class Execution:
         attention: implementation of the window attention where it can take the tokens; None chooses by device and size.
         score_elements: scores at once in the merged implementation (windows · heads · slots²).
         gradient_rows: tokens whose products with a gradient are held at once there.
-        rows_at_once: rows of wide linear maps at once, without gradients: what they widen to is the largest tensor.
+        rows_at_once: rows of wide linear maps at once, without gradients.
         head_groups: groups of heads that are attended to one after the other, without gradients.
         recompute: whether the backward pass computes the layers again instead of finding in memory what they computed.
         keep_attention: whether the weights of the global tokens' attention are needed afterwards (`StageOutput`).
@@ -42,7 +42,7 @@ class Execution:
     attention: AttentionImplementation | None = None
     score_elements: int = 2**26
     gradient_rows: int = 2**30
-    rows_at_once: int = 2**15
+    rows_at_once: int = 2**30
     head_groups: int = 1
     recompute: bool = False
     operators: bool = True
