@@ -5,12 +5,14 @@ one place, for everything inside a block:
 
     with execution(attention="merged"):
         logits = network(features, coords, num_slides)
+
+In a configuration `model.init_args.execution` holds the same settings (`TaskModule`).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -61,6 +63,20 @@ _overrides: ContextVar[tuple[tuple[str, Any], ...]] = ContextVar("execution over
 @functools.cache
 def _settings(is_cpu: bool, overrides: tuple[tuple[str, Any], ...]) -> Execution:
     return replace(CPU if is_cpu else DEVICE, **dict(overrides))
+
+
+def kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under the settings of now, whenever it is called: a layer is computed again in the backward pass."""
+    overrides = _overrides.get()
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        token = _overrides.set(overrides)
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            _overrides.reset(token)
+
+    return call
 
 
 def current_execution(device: torch.device) -> Execution:
