@@ -5,8 +5,8 @@
 
 optionally after a LayerNorm, for features whose channels have unlike scales.
 
-Features are the widest rows of a batch, and they stay in memory with it. Where autocast narrows them for the product, the
-narrow copy is made again in the backward pass instead of being kept beside them.
+Features are the widest rows of a batch, and they stay in memory with it. Where autocast narrows them for the product,
+the narrow copy is made again in the backward pass instead of being kept beside them.
 """
 
 from __future__ import annotations
