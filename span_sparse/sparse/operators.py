@@ -98,7 +98,7 @@ def _differentiable(
     members = {
         "forward": staticmethod(function),
         "setup_context": staticmethod(context or (lambda ctx, inputs, output: None)),
-        "backward": staticmethod(gradient),
+        "backward": staticmethod(torch.autograd.function.once_differentiable(gradient)),
     }
     return type(name, (torch.autograd.Function,), members)
 
