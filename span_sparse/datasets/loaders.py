@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from multiprocessing import active_children
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -26,6 +26,9 @@ from span_sparse.datasets.batch import SlideBatch, SlideSample, collate
 from span_sparse.datasets.prefetch import BatchesAhead, Placement, placed
 from span_sparse.errors import CheckpointError
 from span_sparse.signals import blocked
+
+SLIDES_AHEAD: Final = 4
+"""Slides that each worker may have read before they are wanted: enough to go on while a batch is joined."""
 
 
 class SlideLoader(DataLoader[SlideSample]):
@@ -66,6 +69,8 @@ class _SlideBySlide(DataLoader[SlideSample]):
     def __init__(self, dataset: Dataset[SlideSample], num_workers: int) -> None:
         self._wanted = _Wanted()
         settings: dict[str, Any] = {"batch_size": None, "collate_fn": _as_it_is, **_worker_settings(num_workers)}
+        if num_workers:
+            settings["prefetch_factor"] = SLIDES_AHEAD
         super().__init__(dataset, sampler=self._wanted, **settings)
 
     def started(self, wanted: list[Any]) -> Iterator[SlideSample]:

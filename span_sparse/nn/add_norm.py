@@ -122,3 +122,34 @@ def add_norm(
     """
     total, normed, _ = _forward(rows, branch, norm.weight, norm.bias, norm.eps, compute_dtype(rows))
     return (rows if branch is None else total), normed
+
+
+def _in_place_fake(rows: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+    return None
+
+
+@operator(
+    "add_norm_",
+    "(Tensor(a!) rows, Tensor(b!) branch, Tensor weight, Tensor bias, float eps) -> ()",
+    fake=_in_place_fake,
+    launches=1,
+)
+def _overwrite(rows: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+    if has_kernels(rows):
+        from span_sparse.nn.norm_kernels import launch_in_place
+
+        launch_in_place(rows, branch, weight, bias, eps)
+        return
+    total, normed = _plain(rows, branch, weight, bias, eps)
+    rows.copy_(total)
+    branch.copy_(normed)
+
+
+def add_norm_(
+    rows: Float[Tensor, "tokens channels"], branch: Float[Tensor, "tokens channels"], norm: nn.LayerNorm
+) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "tokens channels"]]:
+    """`add_norm` that writes the sum over `rows` and its LayerNorm over `branch`; without gradients."""
+    if branch.dtype != compute_dtype(rows) or not (rows.is_contiguous() and branch.is_contiguous()):
+        return add_norm(rows, branch, norm)
+    _overwrite(rows, branch, norm.weight, norm.bias, norm.eps)
+    return rows, branch

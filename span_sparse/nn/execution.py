@@ -5,12 +5,14 @@ one place, for everything inside a block:
 
     with execution(attention="merged"):
         logits = network(features, coords, num_slides)
+
+In a configuration `model.init_args.execution` holds the same settings (`TaskModule`).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -32,7 +34,7 @@ class Execution:
         attention: implementation of the window attention where it can take the tokens; None chooses by device and size.
         score_elements: scores at once in the merged implementation (windows · heads · slots²).
         gradient_rows: tokens whose products with a gradient are held at once there.
-        rows_at_once: rows of wide linear maps at once, without gradients: what they widen to is the largest tensor.
+        rows_at_once: rows of wide linear maps at once, without gradients.
         head_groups: groups of heads that are attended to one after the other, without gradients.
         recompute: whether the backward pass computes the layers again instead of finding in memory what they computed.
         keep_attention: whether the weights of the global tokens' attention are needed afterwards (`StageOutput`).
@@ -42,7 +44,7 @@ class Execution:
     attention: AttentionImplementation | None = None
     score_elements: int = 2**26
     gradient_rows: int = 2**30
-    rows_at_once: int = 2**15
+    rows_at_once: int = 2**30
     head_groups: int = 1
     recompute: bool = False
     operators: bool = True
@@ -61,6 +63,20 @@ _overrides: ContextVar[tuple[tuple[str, Any], ...]] = ContextVar("execution over
 @functools.cache
 def _settings(is_cpu: bool, overrides: tuple[tuple[str, Any], ...]) -> Execution:
     return replace(CPU if is_cpu else DEVICE, **dict(overrides))
+
+
+def kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under the settings of now, whenever it is called: a layer is computed again in the backward pass."""
+    overrides = _overrides.get()
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        token = _overrides.set(overrides)
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            _overrides.reset(token)
+
+    return call
 
 
 def current_execution(device: torch.device) -> Execution:

@@ -5,8 +5,8 @@ Both kinds of tokens pass the same LayerNorms, output projection and feed-forwar
 are part of the LayerNorm that follows (`add_norm`), and rows keep the dtype of the products.
 
 Kept for the backward pass per layer: the sums before both LayerNorms, their results, q, k, v, the attention's output
-and log-sum-exp, and the hidden units; 10 widths of a token with `ff_ratio` 2. Without gradients at most q,
-k, v, the output and the residual stream are held at once.
+and log-sum-exp, and the hidden units; 10 widths of a token with `ff_ratio` 2. Without gradients sums and
+norms overwrite what they are made of, and at most q, k, v, their output and the residual stream are held at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from span_sparse.nn.add_norm import add_norm
+from span_sparse.nn.add_norm import add_norm, add_norm_
 from span_sparse.nn.execution import current_execution
 from span_sparse.nn.slides import to_rows
 from span_sparse.sparse import Level
@@ -47,21 +47,24 @@ def joint_layer(
     for_globals = rows.new_zeros(sizes[1], rows.shape[1]) if exchange is None else exchange.for_globals.flatten(0, 1)
     attention = None if exchange is None else exchange.weights
     if not locals_needed:
-        refined = _refine(layer, rows[sizes[0] :], layer.dropout(layer.output(for_globals)))
+        refined = _refine(layer, rows[sizes[0] :].clone(), layer.dropout(layer.output(for_globals)))
         return LayerOutput(local_tokens, refined.view(shape), attention)
     products = layer.window_products(normed_local, level)
     for_locals = None if exchange is None else exchange.for_locals
     del normed, normed_local, normed_global, exchange  # the attention needs the products only
     attended = layer.attend(products, level)
     del products
-    whole = torch.is_grad_enabled() or len(rows) <= current_execution(rows.device).rows_at_once
-    refined = (_residual if whole else _residual_in_blocks)(layer, rows, attended, for_locals, for_globals, level)
-    local_rows, global_rows = refined.split(sizes)
+    branch = _branch(layer, attended, for_locals, for_globals, level)
+    del attended
+    local_rows, global_rows = _refine(layer, rows, branch).split(sizes)
     return LayerOutput(local_rows, global_rows.view(shape), attention)
 
 
 def joined_rows(local_tokens: Tensor, global_tokens: Tensor) -> Tensor:
-    """Local tokens and, below them, the global ones; without a copy where they lie like this already."""
+    """Local tokens and, below them, the global ones; without a copy where they lie like this already.
+
+    Without gradients the rows are overwritten: whoever lays tokens out like this gives them away.
+    """
     num_rows, width = len(local_tokens) + global_tokens.numel() // local_tokens.shape[1], local_tokens.shape[1]
     adjacent = (
         not torch.is_grad_enabled()
@@ -76,54 +79,28 @@ def joined_rows(local_tokens: Tensor, global_tokens: Tensor) -> Tensor:
     return torch.cat([local_tokens, global_tokens.flatten(0, 1).to(local_tokens.dtype)])
 
 
-def _residual(
-    layer: TransformerLayer,
-    rows: Tensor,
-    attended: Tensor,
-    for_locals: Tensor | None,
-    for_globals: Tensor,
-    level: Level,
+def _branch(
+    layer: TransformerLayer, attended: Tensor, for_locals: Tensor | None, for_globals: Tensor, level: Level
 ) -> Tensor:
-    """Both residual branches; what is the same for all locals of a slide is added after the output projection."""
+    """The attention's residual branch; what is the same for all locals of a slide is added after the projection."""
     if for_locals is not None and len(for_locals) == len(attended):
         attended, for_locals = attended + for_locals, None
     local_branch = layer.output(attended)
     if for_locals is not None:
         for_locals = to_rows(F.linear(for_locals, layer.output.weight).to(local_branch.dtype), level.sites)
-    branch = _Assembled.apply(local_branch, for_locals, layer.output(for_globals))
-    return _refine(layer, rows, layer.dropout(branch))  # pyright: ignore[reportArgumentType]
-
-
-def _residual_in_blocks(
-    layer: TransformerLayer,
-    rows: Tensor,
-    attended: Tensor,
-    for_locals: Tensor | None,
-    for_globals: Tensor,
-    level: Level,
-) -> Tensor:
-    """The same without gradients, some rows at once: the hidden units are the largest tensor."""
-    if for_locals is not None:
-        whole = len(for_locals) == len(attended)
-        attended = attended.add_((for_locals if whole else to_rows(for_locals, level.sites)).to(attended.dtype))
-    refined = torch.empty_like(rows)
-    start = 0
-    for part in (*attended.split(current_execution(rows.device).rows_at_once), for_globals):
-        block = slice(start, start + len(part))
-        refined[block] = _refine(layer, rows[block], layer.dropout(layer.output(part)))
-        start += len(part)
-    return refined
+    return layer.dropout(_Assembled.apply(local_branch, for_locals, layer.output(for_globals)))  # pyright: ignore[reportArgumentType]
 
 
 def _refine(layer: TransformerLayer, rows: Tensor, branch: Tensor) -> Tensor:
     """The sum with the first branch, and the second one."""
-    total, normed = add_norm(rows, branch, layer.feed_forward_norm)
+    keep = torch.is_grad_enabled()
+    total, normed = (add_norm if keep else add_norm_)(rows, branch, layer.feed_forward_norm)
     widen, activation, *rest = layer.feed_forward
     hidden = widen(normed)
     hidden = hidden.relu_() if isinstance(activation, nn.ReLU) else activation(hidden)
     for module in rest:
         hidden = module(hidden)
-    return total + hidden if torch.is_grad_enabled() else hidden.add_(total)
+    return total + hidden if keep else hidden.add_(total)
 
 
 class _Assembled(torch.autograd.Function):

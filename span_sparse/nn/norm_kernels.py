@@ -18,7 +18,7 @@ _MAX_GROUPS = 264
 @triton.jit(do_not_specialize=["num_rows"])
 def _forward(
     rows, branch, weight, bias, total, normed, statistics, num_rows, eps,
-    width: tl.constexpr, HAS_BRANCH: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    width: tl.constexpr, HAS_BRANCH: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, WIDTH)
@@ -37,8 +37,9 @@ def _forward(
     shift = tl.load(bias + channel, mask=channel < width, other=0.0).to(tl.float32)
     result = centred * inverse[:, None] * scale[None, :] + shift[None, :]
     tl.store(normed + places, result.to(normed.dtype.element_ty), mask=valid)
-    tl.store(statistics + 2 * row, mean, mask=row < num_rows)
-    tl.store(statistics + 2 * row + 1, inverse, mask=row < num_rows)
+    if KEEP:
+        tl.store(statistics + 2 * row, mean, mask=row < num_rows)
+        tl.store(statistics + 2 * row + 1, inverse, mask=row < num_rows)
 
 
 @triton.jit(do_not_specialize=["num_rows", "group"])
@@ -86,9 +87,19 @@ def launch_forward(
     block = triton.next_power_of_2(width)
     height = max(1, 2048 // block)
     arguments = rows, rows if branch is None else branch, weight, bias, total, normed, statistics, num_rows, eps
-    constants = {"width": width, "HAS_BRANCH": branch is not None, "ROWS": height, "WIDTH": block}
+    constants = {"width": width, "HAS_BRANCH": branch is not None, "KEEP": True, "ROWS": height, "WIDTH": block}
     launch(_forward, (triton.cdiv(num_rows, height),), arguments, constants)
     return total, normed, statistics
+
+
+def launch_in_place(rows: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+    """The sum over `rows`, its norm over `branch`: a program has read its rows before it writes them."""
+    num_rows, width = rows.shape
+    block = triton.next_power_of_2(width)
+    height = max(1, 2048 // block)
+    constants = {"width": width, "HAS_BRANCH": True, "KEEP": False, "ROWS": height, "WIDTH": block}
+    arguments = rows, branch, weight, bias, rows, branch, rows, num_rows, eps
+    launch(_forward, (triton.cdiv(num_rows, height),), arguments, constants)
 
 
 def launch_backward(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from span_sparse.nn.down_sampling import DownSampling
-from span_sparse.nn.execution import current_execution
+from span_sparse.nn.execution import current_execution, kept
 from span_sparse.nn.global_tokens import GlobalTokens
 from span_sparse.nn.input_projection import InputProjection
 from span_sparse.nn.token_transition import TokenTransition
@@ -50,8 +50,8 @@ def _refine(
     local_tokens, global_tokens, attention = tokens
     for position, layer in enumerate(layers, start=1):
         needed = locals_needed or position < len(layers)
-        if recompute and torch.is_grad_enabled():
-            layer = partial(checkpoint, layer, use_reentrant=False)
+        if torch.is_grad_enabled() and (recompute or current_execution(local_tokens.device).recompute):
+            layer = partial(checkpoint, kept(layer), use_reentrant=False)
         local_tokens, global_tokens, attention = layer(local_tokens, global_tokens, level, locals_needed=needed)
     return StageOutput(local_tokens, global_tokens, attention)
 

@@ -2,15 +2,18 @@
 
 `kernel[grid](...)` looks at every argument anew and takes 60 to 80 µs of the host (Triton 3.6), longer than most of our
 kernels run. Here what a kernel was compiled for is kept by dtype, alignment and compile-time values, and the compiled
-kernel is launched itself. For that the kernels leave run-time integers unspecialised (`kernel`).
+kernel is launched itself. For that the kernels leave run-time integers unspecialised.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import triton
 from torch import Tensor
+
+_LAUNCHES_COMPILED: Final = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
+"""Earlier versions want other arguments of a compiled kernel; they take the long way."""
 
 _compiled: dict[tuple[Any, ...], Any] = {}
 
@@ -37,6 +40,8 @@ def launch(
     key = (id(kernel), arguments[0].get_device(), num_warps, tuple(constants.values()), kinds)
     compiled = _compiled.get(key)
     if compiled is None:
-        _compiled[key] = kernel[grid](*arguments, **constants, num_warps=num_warps)
+        compiled = kernel[grid](*arguments, **constants, num_warps=num_warps)
+        if _LAUNCHES_COMPILED:
+            _compiled[key] = compiled
         return
     compiled[(*grid, 1, 1)[:3]](*arguments, *constants.values())

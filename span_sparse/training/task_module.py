@@ -23,6 +23,7 @@ from span_sparse.datasets.slide_dataset import SlideItem
 from span_sparse.errors import CheckpointError, ConfigError, TrainingError
 from span_sparse.models import build_network, network_as_dict, network_from_dict
 from span_sparse.nn import DecoderStage, EncoderStage
+from span_sparse.nn import execution as nn_execution
 from span_sparse.training.optimisation import parameter_groups, warm_up_cosine
 from span_sparse.training.outcomes import OutcomeCollector, Outcomes
 
@@ -49,6 +50,8 @@ class TaskModule(lightning.LightningModule):
         warm_up_epochs: epochs of linear warm-up before the cosine.
         checkpoint_activations: compute the layers again in the backward pass instead of keeping what they computed:
             about a third more time for a fraction of the memory; for slides that do not fit otherwise.
+        execution: overrides how the network is computed on its device (`span_sparse.nn.Execution`: implementation of
+            the attention, sizes of chunks); no part of the checkpoint, since it changes results by rounding at most.
         task: what the model is for, as plain values; filled in from the data module and kept in the checkpoint.
         own: settings of the subclass, plain values.
 
@@ -73,6 +76,7 @@ class TaskModule(lightning.LightningModule):
         weight_decay: float = 1e-4,
         warm_up_epochs: int = 0,
         checkpoint_activations: bool = False,
+        execution: dict[str, Any] | None = None,
         task: dict[str, Any] | None = None,
         own: dict[str, Any] | None = None,
     ) -> None:
@@ -91,6 +95,9 @@ class TaskModule(lightning.LightningModule):
         self.settings = self.network_types[0]() if network is None else network
         self.learning_rate, self.weight_decay, self.warm_up_epochs = learning_rate, weight_decay, warm_up_epochs
         self.checkpoint_activations = checkpoint_activations
+        self.execution = execution or {}
+        with nn_execution(**self.execution):  # refuses unknown settings now
+            pass
         self.own = own or {}
         self._task: Task | None = None
         self.outcomes = OutcomeCollector()
@@ -235,7 +242,8 @@ class TaskModule(lightning.LightningModule):
 
     def forward(self, batch: SlideBatch) -> Float[Tensor, "rows outputs"]:
         """Outputs of every slide of a batch, or of every patch in a segmentation."""
-        return self.network(batch.features, self.place(batch), batch.num_slides)
+        with nn_execution(**self.execution):
+            return self.network(batch.features, self.place(batch), batch.num_slides)
 
     def place(self, batch: SlideBatch) -> Any:
         """Where the patches of a batch lie, in the form that costs the network least.
