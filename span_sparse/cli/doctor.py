@@ -122,6 +122,7 @@ def examine() -> list[Finding]:
         lightning_release(_version("lightning")),
         _torch_finding(torch),
         _gpu_finding(torch),
+        *triton_finding(_version("triton"), has_gpu=has_gpu),
         spconv_finding(spconv),
         float32_finding(spconv),
         numpy_finding(numpy, numpy_version=_version("numpy") or "?", has_gpu=has_gpu),
@@ -188,6 +189,16 @@ def spconv_finding(result: ProbeResult) -> Finding:
         worst[quantity] = max(error, worst.get(quantity, 0.0))
     measured = ", ".join(f"{quantity} {error:.1g}" for quantity, error in worst.items())
     return Finding("spconv", "ok", f"{where}; strided convolution in float32 equals float64: {measured}")
+
+
+def triton_finding(version: str | None, *, has_gpu: bool) -> list[Finding]:
+    """Whether a GPU computes with our kernels; without a GPU nothing is said."""
+    if not has_gpu:
+        return []
+    if version is None:
+        text = "not installed: networks run on the GPU without our kernels, many times slower"
+        return [Finding("triton", "warn", text, "pip install triton (torch's CUDA build brings it)")]
+    return [Finding("triton", "ok", f"{version}, compiles the kernels of attention, sums and norms")]
 
 
 def float32_finding(result: ProbeResult) -> Finding:

@@ -45,12 +45,12 @@ class GlobalExchange(NamedTuple):
             same (a slide has one global token); None where nothing reads it.
         for_globals: what the globals read from everything.
         weights: the weight every local has for each global token and head; with those of the globals among themselves
-            they sum to one over a slide.
+            they sum to one over a slide. None where the execution settings do not ask for them.
     """
 
     for_locals: Float[Tensor, "rows channels"] | None
     for_globals: Float[Tensor, "slides globals channels"]
-    weights: Float[Tensor, "globals heads tokens"]
+    weights: Float[Tensor, "globals heads tokens"] | None
 
 
 def _heads(rows: Tensor, num_heads: int) -> Tensor:
@@ -97,7 +97,7 @@ def global_attention(
     read = None
     if read_by_locals:
         read = _read_globals(local_tokens, projections, global_tokens, num_heads, sites)
-    return GlobalExchange(read, from_all, weights.T.unflatten(0, (-1, num_heads)))
+    return GlobalExchange(read, from_all, None if weights is None else weights.T.unflatten(0, (-1, num_heads)))
 
 
 def _per_head(rows: Tensor, num_heads: int) -> Float[Tensor, "heads rows head_channels"]:

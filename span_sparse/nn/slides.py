@@ -240,19 +240,21 @@ def slide_attention(
     others: Float[Tensor, "slides others width"],
     queries: Float[Tensor, "slides columns width"],
     sites: SparseSites,
-) -> tuple[Float[Tensor, "slides columns width"], Float[Tensor, "tokens columns"]]:
+) -> tuple[Float[Tensor, "slides columns width"], Float[Tensor, "tokens columns"] | None]:
     """What a few queries of each slide read from its rows and from further rows of the slide, both keys and values.
 
     Returns:
-        The weighted means, at least float32, and the weight of every row; on a GPU the weights carry no gradient.
+        The weighted means, at least float32, and the weight of every row; on a GPU the weights carry no gradient, and
+        are None unless the execution settings ask for them.
     """
     execution = current_execution(rows.device)
     if execution.operators and rows.dtype != torch.float64:
         others, queries = others.to(rows.dtype), queries.to(rows.dtype)
         read, scores, log_sums = _attention(rows, others, queries, sites.coords, sites.offsets)
+        if not execution.keep_attention:
+            return read, None
         with torch.no_grad():
-            weights = (scores - to_rows(log_sums, sites)).exp() if execution.keep_attention else scores
-        return read, weights
+            return read, (scores - to_rows(log_sums, sites)).exp()
     scores = slide_scores(rows, queries, sites)
     other_scores = torch.einsum("suc,smc->sum", others, queries).to(scores.dtype)
     weights, further = slide_softmax(scores, other_scores, sites)

@@ -98,7 +98,7 @@ def _differentiable(
     members = {
         "forward": staticmethod(function),
         "setup_context": staticmethod(context or (lambda ctx, inputs, output: None)),
-        "backward": staticmethod(gradient),
+        "backward": staticmethod(torch.autograd.function.once_differentiable(gradient)),
     }
     return type(name, (torch.autograd.Function,), members)
 
@@ -113,8 +113,8 @@ def _watched() -> bool:
 
 
 def is_device(device: torch.device) -> bool:
-    """Whether tensors there are treated as a GPU's."""
-    return device.type != "cpu" or _simulated.get()
+    """Whether tensors there are treated as a GPU's; without Triton as a CPU's, which is slow and right."""
+    return (device.type == "cuda" and triton_is_there()) or _simulated.get()
 
 
 def on_device(tensor: Tensor) -> bool:
@@ -124,7 +124,9 @@ def on_device(tensor: Tensor) -> bool:
 
 def has_kernels(tensor: Tensor) -> bool:
     """Whether Triton can run kernels on a tensor: on CUDA, or by its interpreter; there is none for float64."""
-    return tensor.dtype != torch.float64 and (tensor.is_cuda or (_simulated.get() and _interpreted()))
+    if tensor.dtype == torch.float64 or not triton_is_there():
+        return False
+    return tensor.is_cuda or (_simulated.get() and _interpreted())
 
 
 @contextmanager
@@ -138,4 +140,10 @@ def simulated_device() -> Iterator[None]:
 
 
 def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") == "1" and importlib.util.find_spec("triton") is not None
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def triton_is_there() -> bool:
+    """Whether Triton is installed; torch's CUDA build brings it."""
+    return importlib.util.find_spec("triton") is not None

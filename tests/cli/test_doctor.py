@@ -202,3 +202,12 @@ def test_only_failures_change_the_exit_code(monkeypatch, capsys, status, code):
     shown = json.loads(capsys.readouterr().out)
     assert shown["ok"] is (code == 0)
     assert shown["findings"][1] == {"topic": "spconv", "status": status, "text": "found this", "fix": "do that"}
+
+
+def test_triton_is_asked_for_where_there_is_a_gpu() -> None:
+    assert doctor.triton_finding(None, has_gpu=False) == []
+    (missing,) = doctor.triton_finding(None, has_gpu=True)
+    assert (missing.status, missing.fix.startswith("pip install triton")) == ("warn", True)
+    (there,) = doctor.triton_finding("3.6.0", has_gpu=True)
+    assert there.status == "ok"
+    assert "3.6.0" in there.text
