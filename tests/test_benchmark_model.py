@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(FOLDER)
-    for name in ("model", "floors", "measuring", "model_figure"):
+    for name in ("model", "floors", "launches", "measuring", "model_figure"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module("model")
 
@@ -157,3 +157,86 @@ def test_at_most_twelve_repetitions(benchmark_module: ModuleType, budget_s: floa
     calls = []
     walls, cpus = sys.modules["measuring"].repeat(lambda: calls.append(None), CPU, budget_s)
     assert len(walls) == len(cpus) == len(calls) == expected
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `--count` writes for the preset at 10,000 patches."""
+    path = tmp_path_factory.mktemp("counts") / "launches.json"
+    command = [sys.executable, str(BENCHMARK), "--count", "--patches", "10000", "--json", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert json.loads(result.stdout) == written
+    return written
+
+
+@pytest.mark.slow
+def test_a_forward_pass_launches_little_and_never_waits(counts: dict[str, Any]) -> None:
+    assert set(counts) == {"launches", "synchronisations", "spconv_map_calls", "by_operation"}
+    assert 0 < counts["launches"] <= 200
+    assert counts["synchronisations"] == 0
+    assert sum(counts["by_operation"].values()) == counts["launches"]
+    # per level the cells of the attention and their neighbours, and two steps between three levels
+    assert counts["spconv_map_calls"] == {"strided": 3 + 2, "submanifold 3 × 3": 3}
+
+
+@pytest.mark.slow
+def test_the_path_of_a_gpu_is_what_is_counted(counts: dict[str, Any]) -> None:
+    by_operation = counts["by_operation"]
+    assert by_operation["window_attention"] == 2  # the last stage's locals are read by nobody
+    assert by_operation["slide_attention"] == 3 * 6  # per layer as many as the operator says
+    assert by_operation["depthwise"] == 2
+
+
+class Waits(torch.nn.Module):
+    """Waits for the device in eleven ways."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        rows = rows * float(rows.sum().item())
+        chosen = rows[rows[:, 0] > 0]
+        rows[rows < 0] = 0.0
+        places = rows.nonzero()
+        if rows.max() > 0:  # a truth value
+            chosen = chosen + rows.new_tensor([1.0])
+        torch.unique(rows)
+        rows.masked_select(rows > 1).cpu()
+        return chosen + torch.tensor(places[0].tolist()).sum()
+
+
+def test_the_counter_notices_what_waits(benchmark_module: ModuleType) -> None:
+    count, rows = sys.modules["launches"].count, torch.rand(4, 3) + 0.1
+    assert count(lambda: Waits()(rows))["synchronisations"] == 11
+    calls = {
+        "_local_scalar_dense": lambda: rows.sum().item(),
+        "is_nonzero": lambda: bool(rows.sum() > 0),
+        "index": lambda: rows[rows > 0],
+        "index_put_": lambda: rows.clone().__setitem__(rows > 9, 0.0),
+        "nonzero": lambda: rows.nonzero(),
+        "tolist": lambda: rows.tolist(),
+        "cpu": lambda: rows.cpu(),
+        "new_tensor": lambda: rows.new_tensor([1.0]),
+        "repeat_interleave": lambda: rows.repeat_interleave(torch.arange(4), dim=0),
+    }
+    for name, call in calls.items():
+        counted = count(call)
+        assert counted["synchronisations"] == 1, (name, counted)
+
+
+def test_the_counter_counts_launches_and_nothing_else(benchmark_module: ModuleType) -> None:
+    count, rows = sys.modules["launches"].count, torch.rand(4, 3)
+    index = torch.tensor([2, 0])
+    assert count(lambda: torch.relu(rows @ rows.T))["by_operation"] == {"mm": 1, "relu": 1}
+    views = count(lambda: rows.view(3, 4).T[1:].unsqueeze(0).expand(2, -1, -1))
+    assert (views["launches"], views["synchronisations"]) == (0, 0)
+    assert count(lambda: rows[index])["by_operation"] == {"index": 1}
+    assert count(lambda: torch.empty_like(rows))["launches"] == 0
+    with_norm = count(lambda: torch.ops.span_sparse.add_norm(rows, None, rows[0], rows[0], 1e-5, torch.float32))
+    assert with_norm["by_operation"] == {"add_norm": 1}
+
+
+def test_one_number_of_patches_is_counted(
+    benchmark_module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["model.py", "--count"])
+    with pytest.raises(SystemExit, match="expected one number of patches"):
+        benchmark_module.main()

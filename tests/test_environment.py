@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -44,6 +45,38 @@ def test_pre_commit_runs_the_fast_four_from_this_environment():
     assert repository["repo"] == "local"
     assert [hook["entry"].split()[0] for hook in repository["hooks"]] == ["ruff", "ruff", "pyright", "lint-imports"]
     assert {hook["language"] for hook in repository["hooks"]} == {"system"}
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # `import triton` raises ImportError
+import torch
+from span_sparse.models import SpanMil, SpanMilConfig, SpanUnet, SpanUnetConfig
+from span_sparse.sparse.operators import simulated_device
+
+coords = torch.cartesian_prod(torch.arange(1), torch.arange(3), torch.arange(3)).int()
+for network in (
+    SpanMil(SpanMilConfig(head_channels=8), num_features=16, num_classes=2).eval(),
+    SpanUnet(SpanUnetConfig(head_channels=8), num_features=16, num_classes=2).eval(),
+):
+    here = network(torch.ones(9, 16), coords, 1)
+    here.sum().backward()
+    with simulated_device():
+        torch.testing.assert_close(network(torch.ones(9, 16), coords, 1), here, rtol=1e-4, atol=1e-5)
+assert not any(name.startswith("triton.") for name in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_networks_run_on_a_cpu_where_triton_is_not_installed():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_tests_have_triton_and_the_environment_takes_the_one_of_torch():
+    in_dev = plain(PROJECT["project"]["optional-dependencies"]["dev"])
+    assert in_dev["triton"][1] == {">=3.2", "<4"}
+    assert "triton" not in plain(PROJECT["project"]["dependencies"])  # a CUDA build of torch pins its own
 
 
 @pytest.mark.parametrize("script", ["tests/run_checks.sh", "tests/slurm/cluster.sh", ".ci/run"])

@@ -22,6 +22,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from span_sparse.sparse import indice_maps, windows
@@ -31,7 +32,10 @@ SYNCHRONISING = frozenset(
     {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim",
      "equal", "is_nonzero", "bincount", "repeat_interleave"}
 )  # fmt: skip
-"""Operations that wait for the device, `item`, `tolist` and boolean indices among them."""
+"""Operations that wait for the device, `item` and boolean indices among them."""
+
+HOST_COPIES = frozenset({"tolist", "cpu", "numpy", "__array__", "new_tensor", "tensor", "as_tensor"})
+"""Calls that wait for the device, but of CPU tensors ask nothing of the dispatcher: copies to the host, and from it."""
 
 GEOMETRY = frozenset({"pair_table", "seen_tokens"})
 """Operators whose results later calls depend on."""
@@ -63,6 +67,21 @@ class LaunchCounter(TorchDispatchMode):
             self.synchronisations[name] += 1
         elif not func.is_view and name not in ALLOCATING:
             self.launches[name] += 1
+        with torch._C.DisableTorchFunction():
+            return func(*args, **(kwargs or {}))
+
+
+class HostCopies(TorchFunctionMode):
+    """Counts `HOST_COPIES` in `synchronisations`."""
+
+    def __init__(self, synchronisations: Counter[str]) -> None:
+        super().__init__()
+        self.synchronisations = synchronisations
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in HOST_COPIES:
+            self.synchronisations[name] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -80,7 +99,7 @@ def spconv_calls() -> Iterator[Counter[str]]:
     def counted(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             calls[kind] += 1
-            with _disable_current_modes():
+            with _disable_current_modes(), torch._C.DisableTorchFunction():
                 return function(*args)
 
         return call
@@ -100,7 +119,7 @@ def count(run: Callable[[], Any]) -> dict[str, Any]:
         `launches` and `synchronisations`, how they add up (`by_operation`), and `spconv_map_calls` by kind.
     """
     counter = LaunchCounter()
-    with simulated_device(), torch.no_grad(), spconv_calls() as calls, counter:
+    with simulated_device(), torch.no_grad(), spconv_calls() as calls, HostCopies(counter.synchronisations), counter:
         run()
     return {
         "launches": counter.launches.total(),

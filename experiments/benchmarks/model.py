@@ -2,6 +2,7 @@
 
     python experiments/benchmarks/model.py --patches 1000 10000 --threads 1 --json model.json --figure model.png
     python experiments/benchmarks/model.py --device cuda --precision bf16 --json model.json
+    python experiments/benchmarks/model.py --count --patches 10000 --json launches.json
 
 One cell is one model, one number of patches and one mode (`forward`, `forward_backward`): seconds of the median
 repetition (of at most twelve, after a warm-up), CPU seconds of the fastest (less disturbed on a shared machine), growth
@@ -13,6 +14,9 @@ of a square, in tissue-like blobs. Models: `span` (classification preset), `full
 install 'span-sparse[baselines]'`). Models are in evaluation mode (no dropout) in both modes. Geometry is part of SPAN's
 time. On the CPU each cell has a process of its own, so that memory is comparable (`measuring.py`); on CUDA all share
 one, because starting it would cost more than the measurement.
+
+With `--count` nothing is measured: kernel launches, synchronisations and spconv's map calls of one forward pass of SPAN
+along the path a GPU takes are counted, on any machine (`launches.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from floors import DTYPES, ProductRecorder, autocast, dense_gflop, floor, machine, model_gflop, moved_bytes, replay
+from launches import count
 from measuring import available_bytes, peak_growth_mb, release, repeat
 from model_figure import draw, exponent
 from scipy.ndimage import gaussian_filter
@@ -41,6 +46,7 @@ from torch import Tensor, nn
 from span_sparse.files import write_atomically
 from span_sparse.float32 import off_by_default
 from span_sparse.models import SpanMil, span_mil
+from span_sparse.sparse import validated
 
 MODELS = ("span", "full_attention_fused", "full_attention_naive", "transmil", "attention_pooling")
 MODES = ("forward", "forward_backward")
@@ -214,6 +220,7 @@ def parser() -> argparse.ArgumentParser:
     add("--budget-s", type=float, help="time for the repetitions of a cell, beyond three; 20, on CUDA 2.5")
     add("--json", type=Path, help="write the figures there")
     add("--figure", type=Path, help="draw them there")
+    add("--count", action="store_true", help="count the launches of one forward pass of SPAN instead, on any machine")
     add("--cell", action="store_true", help=argparse.SUPPRESS)
     return options
 
@@ -228,7 +235,25 @@ def main() -> int:
     if args.cell:
         print(json.dumps(_here(args, args.models[0], args.patches[0], args.modes[0])))
         return 0
-    return _all_cells(args, device)
+    return _counts(args) if args.count else _all_cells(args, device)
+
+
+def count_launches(num_patches: int) -> dict[str, Any]:
+    """What one forward pass of the preset asks of a GPU, geometry included, on a batch that was collated."""
+    model = SpanMil(span_mil(), num_features=NUM_FEATURES, num_classes=2).eval()
+    features = torch.randn(num_patches, NUM_FEATURES)
+    valid, _ = validated(tissue(num_patches), [num_patches])
+    return count(lambda: model(features, valid, 1))
+
+
+def _counts(args: argparse.Namespace) -> int:
+    if len(args.patches) != 1:
+        raise SystemExit("--count: expected one number of patches, for example --patches 10000")
+    result = count_launches(args.patches[0])
+    print(json.dumps(result, indent=2))
+    if args.json is not None:
+        write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
+    return 0
 
 
 def _all_cells(args: argparse.Namespace, device: torch.device) -> int:

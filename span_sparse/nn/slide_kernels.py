@@ -201,6 +201,7 @@ def _log_sums(
         safe = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(top - safe) + tl.exp(other - safe)
         top = higher
+    total = tl.where(column < columns, total, 1.0)  # of padding there is no logarithm
     tl.store(output + slide * columns + column, top + tl.log(total), mask=column < columns)
 
 

@@ -92,7 +92,8 @@ def _outer(weights: Tensor, rows: Tensor, coords: Tensor, offsets: Tensor) -> Te
         return launch_outer(weights, rows, coords[:, 0], offsets)
     counts = _counts(offsets)
     parts = zip(weights.to(dtype).split(counts), rows.to(dtype).split(counts), strict=True)
-    return torch.stack([factors.T @ slide for factors, slide in parts])
+    with torch.autocast(rows.device.type, enabled=False):
+        return torch.stack([factors.T @ slide for factors, slide in parts])
 
 
 def _softmax_fake(scores: Tensor, others: Tensor, coords: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,7 @@ def tap_gradients(features: Tensor, grad: Tensor, table: Tensor) -> Tensor:
         rows = torch.cat([features, features.new_zeros(1, features.shape[1])])[
             table.long()
         ]  # (outputs, taps, channels)
-        return torch.einsum("okc,oc->kc", rows.float(), grad.float())
+        return torch.einsum("okc,oc->kc", rows.float(), grad.float()).contiguous()
     from span_sparse.sparse.depthwise_kernels import launch_tap_gradients
 
     return launch_tap_gradients(features.contiguous(), grad, table)
