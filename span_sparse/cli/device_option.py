@@ -35,7 +35,8 @@ def device_of(name: str) -> str:
         if (device.index or 0) >= torch.cuda.device_count():
             found = torch.cuda.device_count()
             raise ConfigError(f"--device {name}: found {found} GPUs here, counted from 0; use one of them, or cpu")
-        torch.cuda.set_device(device)  # spconv launches on the current device
+        if device.index is not None:
+            torch.cuda.set_device(device)  # spconv launches on the current device
     return name
 
 

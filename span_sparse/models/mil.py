@@ -68,8 +68,8 @@ class SpanMil(nn.Module):
             return self.run(features, place, num_slides).logits
 
     def prepare(self, place: Place, num_slides: int) -> Pyramid:
-        """The geometry of a batch for this network, all of it, to be given to `forward` in place of coordinates."""
-        return make_pyramid(self.config, place, num_slides).build()
+        """The geometry of a batch for this network, to be given to `forward` in place of coordinates."""
+        return make_pyramid(self.config, place, num_slides)
 
     def run(self, features: Float[Tensor, "tokens features"], place: Place, num_slides: int) -> SpanMilOutput:
         """Runs the network and returns intermediate tokens as well.

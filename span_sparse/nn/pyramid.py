@@ -3,8 +3,8 @@
     encoder   input projection → layers of stage 0 → down-sampling → layers of stage 1 → …
     decoder   up-sampling → layers → skip, from the coarsest stage back to the finest
 
-The global tokens travel along. The stages hold modules only; the geometry (`Pyramid`) depends on the coordinates alone,
-and a level of it is asked for when the network arrives there.
+The global tokens travel along. The stages hold modules only; the geometry (`Pyramid`) is built from the coordinates
+before the first layer runs.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class PyramidEncoder(nn.Module):
         """Runs all stages; rows of `features` as the caller has them, brought into order by `pyramid.order`."""
         tokens = StageOutput(*self._enter(features, pyramid), None)
         outputs: list[StageOutput] = []
-        for number, stage in enumerate(self.stages):
-            tokens = stage(tokens, pyramid.level(number))
+        for stage, level in zip(self.stages, pyramid.levels, strict=True):
+            tokens = stage(tokens, level)
             outputs.append(tokens)
         return outputs
 
@@ -235,7 +235,7 @@ class PyramidDecoder(nn.Module):
         outputs: list[StageOutput] = []
         for index, stage in enumerate(self.stages):
             position = len(encoded) - 2 - index
-            coarser, level = pyramid.level(position + 1), pyramid.level(position)
+            coarser, level = pyramid.levels[position + 1], pyramid.levels[position]
             tokens = stage(tokens, encoded[position], coarser, level)
             outputs.append(tokens)
         return outputs

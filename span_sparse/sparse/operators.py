@@ -106,9 +106,7 @@ def _differentiable(
 def _watched() -> bool:
     """Whether somebody looks at the operators themselves: an export, a dispatch mode, a profiler."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.autograd._profiler_enabled()
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
     )
 
 

@@ -2,18 +2,16 @@
 
 The maps depend on coordinates alone, not on features, and are shared by all layers of a level, by the decoder and by
 whoever maps scores back to patches. Per level spconv is asked for the strided map to the next one, for the cells of the
-attention, and for the cells' neighbours. Each of these calls waits for the device, so on CUDA they run on a stream of
-their own: they wait for each other, not for the layers that compute meanwhile, and a level is built when the network
-arrives at it (or all of them beforehand, `Pyramid.build`).
+attention, and for the cells' neighbours. On CUDA each of these calls waits for everything that the device was asked
+before, on any stream, so all levels are built before the first layer is launched: between the layers the device would
+stand still once a level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -66,88 +64,52 @@ class Level:
             yield from self.children.tensors()
 
 
+@dataclass(frozen=True, eq=False)
 class Pyramid:
-    """The levels of a batch, finest first, each built when it is first asked for.
+    """The levels of a batch.
 
-    Args:
-        sites: of level 0.
-        order: permutation of the caller's rows into level 0's order: `level(0).sites.coords == coords[order]`; None
+    Attributes:
+        levels: finest first.
+        order: permutation of the caller's rows into level 0's order: `levels[0].sites.coords == coords[order]`; None
             where they are in this order.
         shape: of the network.
     """
 
-    def __init__(self, sites: SparseSites, order: Int[Tensor, " tokens"] | None, shape: PyramidShape) -> None:
-        self.sites, self.order, self.shape = sites, order, shape
-        self._levels: list[Level] = []
-        self._ready: torch.cuda.Event | None = None
-        if sites.coords.is_cuda:
-            self._ready = torch.cuda.Event()
-            self._ready.record()
+    levels: tuple[Level, ...]
+    order: Int[Tensor, " tokens"] | None
+    shape: PyramidShape
 
     @property
-    def levels(self) -> tuple[Level, ...]:
-        """All levels."""
-        return tuple(self.level(number) for number in range(self.shape.num_levels))
-
-    def level(self, number: int) -> Level:
-        """One level.
-
-        Raises:
-            BatchError: a dilated kernel reads no patch of a slide.
-        """
-        while len(self._levels) <= number:
-            self._levels.append(self._next_aside() if self.sites.coords.is_cuda else self._next())
-        return self._levels[number]
-
-    def build(self) -> Pyramid:
-        """Builds all levels on the current stream, and returns itself."""
-        while len(self._levels) < self.shape.num_levels:
-            self._levels.append(self._next())
-        return self
+    def sites(self) -> SparseSites:
+        """The sites of level 0: the patches."""
+        return self.levels[0].sites
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that lies on the device so far."""
-        yield from self.sites.tensors()
         if self.order is not None:
             yield self.order
-        for level in self._levels:
+        for level in self.levels:
             yield from level.tensors()
 
-    def _next_aside(self) -> Level:
-        """The next level, built on the geometry's stream; the current one waits for it."""
-        device, current = self.sites.coords.device, torch.cuda.current_stream(self.sites.coords.device)
-        stream = _geometry_stream(device)
-        assert self._ready is not None
-        with torch.cuda.stream(stream):
-            stream.wait_event(self._ready)
-            level = self._next()
-        current.wait_stream(stream)
-        for tensor in level.tensors():
-            tensor.record_stream(current)
-        return level
 
-    def _next(self) -> Level:
-        shape, number = self.shape, len(self._levels)
-        if number == 0:
-            level = Level(self.sites, window_maps(self.sites, shape.window_size), None)
-        else:
-            finer = self._levels[-1].sites
-            sites, children = strided_map(finer, shape.kernel_size, shape.stride, shape.dilation)
-            if shape.dilation > 1 and 0 in sites.counts:  # without dilation every site is read
-                raise BatchError(
-                    f"slide {sites.counts.index(0)} of the batch has no cell at pyramid level {number}: with stride "
-                    f"{shape.stride} and dilation {shape.dilation} no kernel reads its patches; use dilation 1 or more "
-                    "patches"
-                )
-            level = Level(sites, window_maps(sites, shape.window_size), children)
-        if on_device(self.sites.coords):
-            _ = level.windows.seen  # asks spconv too
-        return level
+def _level(sites: SparseSites, children: KernelMap | None, window_size: int) -> Level:
+    level = Level(sites, window_maps(sites, window_size), children)
+    if on_device(sites.coords):
+        _ = level.windows.seen  # asks spconv too
+    return level
 
 
-@cache
-def _geometry_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+def _levels(sites: SparseSites, shape: PyramidShape) -> Iterator[Level]:
+    yield _level(sites, None, shape.window_size)
+    for number in range(1, shape.num_levels):
+        sites, children = strided_map(sites, shape.kernel_size, shape.stride, shape.dilation)
+        if shape.dilation > 1 and 0 in sites.counts:  # without dilation every site is read
+            raise BatchError(
+                f"slide {sites.counts.index(0)} of the batch has no cell at pyramid level {number}: with stride "
+                f"{shape.stride} and dilation {shape.dilation} no kernel reads its patches; use dilation 1 or more "
+                "patches"
+            )
+        yield _level(sites, children, shape.window_size)
 
 
 def build_pyramid(
@@ -184,7 +146,7 @@ def build_pyramid(
     if isinstance(place, ValidCoords):
         rows, cols = (-(-extent // multiple) * multiple for extent in place.extents)
         check_extents(num_slides, (rows, cols))
-        pyramid = Pyramid(SparseSites(place.coords, num_slides, (rows, cols), place.offsets), None, shape)
+        sites, order = SparseSites(place.coords, num_slides, (rows, cols), place.offsets), None
     else:
-        pyramid = Pyramid(*make_sites(place, num_slides, multiple), shape)
-    return pyramid if pyramid.sites.coords.is_cuda else pyramid.build()
+        sites, order = make_sites(place, num_slides, multiple)
+    return Pyramid(tuple(_levels(sites, shape)), order, shape)

@@ -120,7 +120,7 @@ def test_fused_attention_equals_the_oracle(window_size: int, channels: int, reac
     _, coords = two_slides(side=30)
     side = 4 * window_size - 1
     with exact_convolutions():
-        windows = build_pyramid(coords.cuda(), 2, num_levels=1, window_size=window_size).level(0).windows
+        windows = build_pyramid(coords.cuda(), 2, num_levels=1, window_size=window_size).levels[0].windows
         qkv = torch.randn(len(coords), 3, 2, channels, device="cuda").to(dtype)
         bias = torch.randn(2, side, side, device="cuda").to(dtype)
         grad = torch.randn(len(coords), 2, channels, device="cuda").to(dtype)

@@ -13,6 +13,8 @@ do the same elsewhere want units for float64, which most cards lack, and pass th
 Under `TRITON_INTERPRET=1` the kernel runs on CPU tensors.
 """
 
+# pyright: reportUnknownParameterType=none, reportMissingParameterType=none
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -81,17 +83,8 @@ def resize(
 
 @triton.jit
 def _resize(
-    pixels: Any,
-    first: Any,
-    weights: Any,
-    normalised: Any,
-    output: Any,
-    edge: Any,
-    crop_px: Any,
-    start: Any,
-    num_taps: tl.constexpr,
-    block: tl.constexpr,
-) -> None:
+    pixels, first, weights, normalised, output, edge, crop_px, start, num_taps: tl.constexpr, block: tl.constexpr
+):
     """One program: a square of output pixels of one channel of one patch."""
     plane = tl.program_id(0).to(tl.int64)
     patch, channel = plane // 3, plane % 3
