@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for a GPU, on a machine without one: what its interpreter accepts is not all Triton does."""
+"""Every Triton kernel compiles for a GPU, on a machine without one: its interpreter accepts more than its compiler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 INDICES = {"tokens", "seen", "cells", "slides", "offsets", "table", "coords", "pairs", "neighbours", "first"}
-WINDOW = dict(HEADS=8, CHANNELS=64, SIDE=3, REACH=0, HAS_BIAS=True, BLOCK_Q=16, BLOCK_K=64, BLOCK_D=64, PRECISION="ieee")
+WINDOW = dict(HEADS=8, CHANNELS=64, SIDE=3, REACH=0, HAS_BIAS=True, BLOCK_Q=16, BLOCK_K=64, BLOCK_D=64,
+              PRECISION="ieee")
 SLIDES = dict(width=512, columns=8, stride_row=512, slide_stride=3, ROWS=64, COLUMNS=16, WIDTH=64, PRECISION="ieee")
 CONSTANTS = {
     "forward_kernel": WINDOW,
@@ -52,7 +53,8 @@ def signature(kernel: Any, constants: dict) -> dict:
         rows = name in ("qkv", "grad", "output", "dqkv", "rows", "queries", "features", "branch", "total", "normed")
         types[name] = (
             "constexpr" if name in constants
-            else OTHER_TYPES.get(name) or ("*i32" if name in INDICES else "i32" if number else "*bf16" if rows else "*fp32")
+            else OTHER_TYPES.get(name)
+            or ("*i32" if name in INDICES else "i32" if number else "*bf16" if rows else "*fp32")
         )
     if kernel.__name__ == "_resize":
         types |= {"weights": "*i32", "output": "*fp32"}

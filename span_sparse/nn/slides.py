@@ -161,6 +161,12 @@ def _attention_fake(
     return torch.empty_like(queries, dtype=torch.float32), scores, scores.new_empty(queries.shape[:2])
 
 
+def _scores_of(others: Tensor, queries: Tensor) -> Tensor:
+    """Scores of the further rows, `[slides, others, columns]`, in float32 whatever autocast says."""
+    with torch.autocast(others.device.type, enabled=False):
+        return torch.bmm(others.float(), queries.float().mT)
+
+
 def _attention_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs, *output)
     ctx.set_materialize_grads(False)
@@ -201,9 +207,9 @@ def _attention_backward(
         both = torch.cat([weights, weights * (dweights - means[slide])], dim=1).to(rows.dtype)
     grad = grad.to(rows.dtype)
     by_rows = _matmul(both, torch.cat([grad, queries], dim=1).mT, coords, offsets)
-    other_scores = torch.bmm(others, queries.mT).float()
+    other_scores = _scores_of(others, queries)
     other_weights = (other_scores - log_sums.unsqueeze(1)).exp()  # (slides, others, columns)
-    dscores = other_weights * (torch.bmm(others, grad.mT).float() - means.unsqueeze(1))
+    dscores = other_weights * (_scores_of(others, grad) - means.unsqueeze(1))
     by_others = torch.bmm(torch.cat([other_weights, dscores], dim=2).to(rows.dtype), torch.cat([grad, queries], dim=1))
     columns = scores.shape[1]
     by_queries = _outer(both[:, columns:], rows, coords, offsets).to(queries.dtype)
@@ -222,7 +228,7 @@ def _attention_backward(
 def _attention(
     rows: Tensor, others: Tensor, queries: Tensor, coords: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    other_scores = torch.bmm(others, queries.mT).float()
+    other_scores = _scores_of(others, queries)
     if has_kernels(rows):
         from span_sparse.nn.slide_kernels import launch_attention
 

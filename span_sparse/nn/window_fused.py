@@ -15,7 +15,9 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from span_sparse.float32 import product_precision
-from span_sparse.nn.positions import expanded_bias
+from span_sparse.nn.execution import current_execution
+from span_sparse.nn.positions import expanded_bias, slot_displacements
+from span_sparse.nn.window_merged import merged_gradients
 from span_sparse.sparse import KernelMap, SparseSites, WindowMaps
 from span_sparse.sparse.operators import has_kernels, operator
 from span_sparse.sparse.windows import SEEN_CELLS
@@ -54,7 +56,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of `qkv` and of the bias (empty unless `train_bias`)."""
     if not has_kernels(qkv):
-        return _plain_backward(grad, qkv, bias, tokens, cells, window_size, reach)
+        return _plain_backward(grad, qkv, bias, tokens, cells, output, log_sums, window_size, reach)
     from span_sparse.nn.window_kernels import key_gradient_kernel, query_gradient_kernel
     from span_sparse.sparse.launching import launch
 
@@ -201,14 +203,22 @@ def _plain_forward(
 
 
 def _plain_backward(
-    grad: Tensor, qkv: Tensor, bias: Tensor | None, tokens: Tensor, cells: Tensor, window_size: int, reach: str
-) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        leaves = [qkv.detach().requires_grad_(), *(() if bias is None else (bias.detach().requires_grad_(),))]
-        leaf_bias = None if bias is None else leaves[1]
-        output, _ = _plain_forward(leaves[0], leaf_bias, tokens, cells, window_size, reach)
-        dqkv, *rest = torch.autograd.grad(output, leaves, grad)
-    return dqkv, rest[0] if rest else grad.new_empty(0)
+    grad: Tensor, qkv: Tensor, bias: Tensor | None, tokens: Tensor, cells: Tensor, output: Tensor, log_sums: Tensor,
+    window_size: int, reach: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Written out, since inside an operator nothing is differentiated."""
+    maps = WindowMaps(window_size, _sites(cells), KernelMap(tokens, len(qkv)))
+    side = 4 * window_size - 1
+    table = qkv.new_zeros(qkv.shape[2], side, side) if bias is None else bias
+    by_slots = expanded_bias(table.to(torch.promote_types(table.dtype, torch.float32)), window_size)
+    log_sum = torch.cat([log_sums.reshape(-1, 1), log_sums.new_full((1, 1), torch.inf)])
+    settings = current_execution(qkv.device)
+    *by_rows, by_pairs = merged_gradients(grad, *qkv.unbind(1), by_slots, output, log_sum, maps, reach, settings)
+    if bias is None:
+        return torch.stack(by_rows, dim=1), grad.new_empty(0)
+    entries = slot_displacements(window_size, bias.device).flatten()
+    dbias = by_pairs.new_zeros(len(bias), side**2).index_add_(1, entries, by_pairs.flatten(1))
+    return torch.stack(by_rows, dim=1), dbias.view_as(bias).to(bias.dtype)
 
 
 def _sites(cells: Int32[Tensor, "cells 3"]) -> SparseSites:

@@ -134,30 +134,52 @@ class _WindowAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        query, key, value, bias, output, log_sum = ctx.saved_tensors
-        num_heads, slots = bias.shape[:2]
-        execution: Execution = ctx.execution
-        score_elements = execution.score_elements
-        q, k, v, grad_rows = _rows(query), _rows(key), _rows(value), _rows(grad)
-        parts = zip(grad.split(execution.gradient_rows), output.split(execution.gradient_rows), strict=True)
-        mean_grad = torch.cat([(dy * y).sum(dim=-1) for dy, y in parts]).view(-1, 1).to(log_sum.dtype)  # Σ_j P_ij dP_ij
-        dq, dk, dv = _with_spare(q), _with_spare(k), _with_spare(v)
-        dbias = torch.zeros_like(bias, dtype=log_sum.dtype)
-        for number, (kernel_map, pass_bias) in enumerate(passes(_wide(bias, q), ctx.windows, ctx.reach)):
-            store = Tensor.index_add_ if number else Tensor.index_copy_  # every pass reaches every token once
-            for present, reads, writes in _chunks(kernel_map, num_heads, score_elements):
-                queries, keys = _gather(q, reads, slots), _gather(k, reads, slots)
-                weights = _scores(queries, keys, pass_bias, present).sub_(_gather(log_sum, writes, slots)).exp_()
-                grads = _gather(grad_rows, reads, slots)
-                store(dv, 0, writes, (weights.to(v.dtype).mT @ grads).flatten(0, 1))
-                dscores = (grads @ _gather(v, reads, slots).mT).to(weights.dtype)
-                dscores = dscores.sub_(_gather(mean_grad, reads, slots)).mul_(weights)
-                dbias += dscores.unflatten(0, (-1, num_heads)).sum(dim=0)
-                dscores = dscores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
-                store(dq, 0, writes, (dscores @ keys).flatten(0, 1))
-                store(dk, 0, writes, (dscores.mT @ queries).flatten(0, 1))
-        grads = (rows[:-1].view_as(query) for rows in (dq, dk, dv))
-        return (*grads, dbias.to(bias.dtype), None, None, None)
+        *kept, output, log_sum = ctx.saved_tensors
+        gradients = merged_gradients(grad, *kept, output, log_sum, ctx.windows, ctx.reach, ctx.execution)
+        return (*gradients, None, None, None)
+
+
+def merged_gradients(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, output: Tensor, log_sum: Tensor,
+    windows: WindowMaps, reach: str, execution: Execution,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of queries, keys, values and the bias of slots.
+
+    Args:
+        grad: of the output.
+        query: as they were given, like `key`, `value` and `bias`.
+        key: see there.
+        value: see there.
+        bias: see there.
+        output: of the attention.
+        log_sum: of the scores of every token and head, `[tokens · heads + 1, 1]`, infinite in the spare last row.
+        windows: which tokens see each other.
+        reach: which windows.
+        execution: sizes of chunks.
+    """
+    num_heads, slots = bias.shape[:2]
+    score_elements = execution.score_elements
+    q, k, v, grad_rows = _rows(query), _rows(key), _rows(value), _rows(grad)
+    parts = zip(grad.split(execution.gradient_rows), output.split(execution.gradient_rows), strict=True)
+    mean_grad = torch.cat([(dy * y).sum(dim=-1) for dy, y in parts]).view(-1, 1).to(log_sum.dtype)  # Σ_j P_ij dP_ij
+    dq, dk, dv = _with_spare(q), _with_spare(k), _with_spare(v)
+    dbias = torch.zeros_like(bias, dtype=log_sum.dtype)
+    for number, (kernel_map, pass_bias) in enumerate(passes(_wide(bias, q), windows, reach)):
+        store = Tensor.index_add_ if number else Tensor.index_copy_  # every pass reaches every token once
+        for present, reads, writes in _chunks(kernel_map, num_heads, score_elements):
+            queries, keys = _gather(q, reads, slots), _gather(k, reads, slots)
+            weights = _scores(queries, keys, pass_bias, present).sub_(_gather(log_sum, writes, slots)).exp_()
+            grads = _gather(grad_rows, reads, slots)
+            store(dv, 0, writes, (weights.to(v.dtype).mT @ grads).flatten(0, 1))
+            dscores = (grads @ _gather(v, reads, slots).mT).to(weights.dtype)
+            dscores = dscores.sub_(_gather(mean_grad, reads, slots)).mul_(weights)
+            dbias += dscores.unflatten(0, (-1, num_heads)).sum(dim=0)
+            dscores = dscores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
+            store(dq, 0, writes, (dscores @ keys).flatten(0, 1))
+            store(dk, 0, writes, (dscores.mT @ queries).flatten(0, 1))
+    grads = (rows[:-1].view_as(query) for rows in (dq, dk, dv))
+    dq, dk, dv = grads
+    return dq, dk, dv, dbias.to(bias.dtype)
 
 
 def _wide(bias: Tensor, like: Tensor) -> Tensor:

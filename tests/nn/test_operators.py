@@ -83,12 +83,11 @@ def test_every_operator_is_looked_at() -> None:
 
 
 # Without kernels this one differentiates inside the operator, where the dispatcher has switched autograd off.
-UNDIFFERENTIABLE = "window_attention_backward"
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(one, marks=[pytest.mark.xfail(strict=True)] if one == UNDIFFERENTIABLE else []) for one in NAMES],
+    NAMES,
 )
 def test_schema_and_shapes_are_what_is_registered(name: str) -> None:
     arguments = arguments_of()[name]
