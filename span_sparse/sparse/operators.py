@@ -108,7 +108,7 @@ def _watched() -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._autograd._profiler_enabled()
+        or torch._C._autograd._profiler_enabled()  # pyright: ignore[reportAttributeAccessIssue]
     )
 
 
