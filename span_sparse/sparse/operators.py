@@ -106,7 +106,9 @@ def _differentiable(
 def _watched() -> bool:
     """Whether somebody looks at the operators themselves: an export, a dispatch mode, a profiler."""
     return (
-        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._autograd._profiler_enabled()  # pyright: ignore[reportAttributeAccessIssue]
     )
 
 
