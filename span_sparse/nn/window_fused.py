@@ -213,7 +213,8 @@ def _plain_backward(
     by_slots = expanded_bias(table.to(torch.promote_types(table.dtype, torch.float32)), window_size)
     log_sum = torch.cat([log_sums.reshape(-1, 1), log_sums.new_full((1, 1), torch.inf)])
     settings = current_execution(qkv.device)
-    *by_rows, by_pairs = merged_gradients(grad, *qkv.unbind(1), by_slots, output, log_sum, maps, reach, settings)
+    q, k, v = qkv.unbind(1)
+    *by_rows, by_pairs = merged_gradients(grad, q, k, v, by_slots, output, log_sum, maps, reach, settings)
     if bias is None:
         return torch.stack(by_rows, dim=1), grad.new_empty(0)
     entries = slot_displacements(window_size, bias.device).flatten()

@@ -134,8 +134,8 @@ class _WindowAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        *kept, output, log_sum = ctx.saved_tensors
-        gradients = merged_gradients(grad, *kept, output, log_sum, ctx.windows, ctx.reach, ctx.execution)
+        q, k, v, bias, output, log_sum = ctx.saved_tensors
+        gradients = merged_gradients(grad, q, k, v, bias, output, log_sum, ctx.windows, ctx.reach, ctx.execution)
         return (*gradients, None, None, None)
 
 
